@@ -1,0 +1,40 @@
+"""Packaging reads everything from settings.ini, so that version and requirements stand in one place."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+config = ConfigParser(delimiters=["="], interpolation=None)
+config.read(HERE / "settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("search", "loggers", "dev")}
+extras["all"] = sorted({req for name in ("search", "loggers") for req in extras[name]})
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
+    include_package_data=True,
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        *(f"Programming Language :: Python :: {v}" for v in cfg["py_versions"].split()),
+    ],
+    zip_safe=False,
+)
