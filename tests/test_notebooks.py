@@ -244,7 +244,7 @@ def test_package_imports_fast_and_light():
 
 
 def test_every_public_name_is_there():
-    "`__all__` of each module names things that exist, and each has a docstring if it is a function or class."
+    "`__all__` names things that exist; functions and classes have a docstring and annotations that show_doc can read."
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name != "__init__.py"]
     code = f"""
 import importlib, inspect
@@ -254,6 +254,12 @@ for name in {names!r}:
         thing = getattr(module, public)
         if (inspect.isclass(thing) or inspect.isfunction(thing)) and not thing.__doc__:
             raise SystemExit(f"{{name}}.{{public}} has no docstring")
+        for part in [thing, *vars(thing).values()] if inspect.isclass(thing) else [thing]:
+            if inspect.isfunction(part):
+                try:
+                    inspect.signature(part, eval_str=True)
+                except Exception as error:
+                    raise SystemExit(f"{{name}}.{{part.__qualname__}}: show_doc cannot read its annotations ({{error}})")
 """
     result = run([sys.executable, "-W", "ignore", "-c", code])
     assert result.returncode == 0, result.stdout
