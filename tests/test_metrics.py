@@ -1,8 +1,10 @@
-"""Entity scores agree with seqeval on random tag sequences; hostile input is refused with a line that helps."""
+"""Scores agree with seqeval and sklearn on random input; bad input is named; `evaluate` modules load offline."""
+import os
+import subprocess
+import sys
 import warnings
 from collections import defaultdict
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as
 from seqeval.metrics.v1 import precision_recall_fscore_support as strict_scores
 from seqeval.scheme import Entities
 
-from safetune.metrics import entities, entity_counts, entity_scores
+from safetune.metrics import classification_scores, entities, entity_counts, entity_scores
 
 TYPES = ["PER", "LOC", "creative-work", "a-b-c", "_", "人名"]
 STRICT = {"IOB1": "IB", "IOB2": "IB", "IOE1": "IE", "IOE2": "IE", "IOBES": "IBES", "BILOU": "IBLU"}
@@ -21,12 +23,12 @@ STRICT = {"IOB1": "IB", "IOB2": "IB", "IOE1": "IE", "IOE2": "IE", "IOBES": "IBES
 
 @st.composite
 def corpora(draw, letters, bare=False):
-    "Gold and predicted tags of up to six short sentences; the prediction is often near the gold."
+    "Gold and predicted tags of up to four short sentences; the prediction is often near the gold."
     types = draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=4, unique=True))
     tags = ["O"] + [f"{letter}-{kind}" for letter in letters for kind in types] + list(letters if bare else "")
     tag = st.sampled_from(tags)
-    sentence = st.lists(st.tuples(tag, tag, st.booleans()), max_size=9)
-    rows = draw(st.lists(sentence, min_size=1, max_size=6))
+    sentence = st.lists(st.tuples(tag, tag, st.booleans()), max_size=7)
+    rows = draw(st.lists(sentence, min_size=1, max_size=4))
     gold = [[g for g, _, _ in row] for row in rows]
     pred = [[g if same else p for g, p, same in row] for row in rows]
     return gold, pred
@@ -107,3 +109,78 @@ def test_counts_are_per_sentence(corpus):
         alone = entity_counts([g], [p])
         expected = defaultdict(int, zip(alone.types, alone.true_positive[0]))
         assert whole.true_positive[number].tolist() == [expected[kind] for kind in whole.types]
+
+
+@pytest.mark.parametrize("gold, pred, message", [
+    ([["O"], ["O", "O"]], [["O"], ["O"]], "sentence 1"),
+    ([["O"]], [["O"], ["O"]], "1 gold sentences but 2"),
+    (["O", "O"], ["O", "O"], "flat list"),
+    ([["O"], ["O", ""]], [["O"], ["O", "O"]], "sentence 1.*''"),
+    ([["O"], [None]], [["O"], ["O"]], "sentence 1.*None"),
+])
+def test_bad_input_is_named(gold, pred, message):
+    with pytest.raises(ValueError, match=message):
+        entity_scores(gold, pred)
+
+
+def test_bad_options_and_tags_are_named():
+    with pytest.raises(ValueError, match="mode 'lenient'"):
+        entity_scores([["O"]], [["O"]], mode="lenient")
+    with pytest.raises(ValueError, match="scheme 'IOB3'"):
+        entity_scores([["O"]], [["O"]], mode="strict", scheme="IOB3")
+    with pytest.raises(ValueError, match="sentence 1.*E-PER"):
+        entity_scores([["O"], ["B-PER", "E-PER"]], [["O"], ["O", "O"]], mode="strict")
+    with pytest.warns(UserWarning, match="U-PER"):
+        entity_scores([["U-PER"]], [["O"]])
+
+
+@BRIEF
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_classification_scores_equal_sklearn(rows):
+    from sklearn.metrics import classification_report
+    gold, pred = map(list, zip(*rows))
+    ours, theirs = classification_scores(gold, pred), classification_report(gold, pred, output_dict=True, zero_division=0)
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"])
+    for average in ("macro", "weighted"):
+        assert list(ours[average].values()) == pytest.approx(list(theirs[f"{average} avg"].values()))
+
+
+# A process without a network and with an empty cache. Two of them start at once, on the same cache.
+EVALUATE_SCRIPT = """
+import socket
+def refuse(*args, **kwargs):
+    raise AssertionError("touched the network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import evaluate
+from safetune.metrics import entity_scores, load_metric, token_scores
+gold, pred = [["B-A", "I-A", "O"], [], ["I-B"]], [["B-A", "O", "O"], [], ["I-B"]]
+both = evaluate.combine([load_metric("entity_scores"), load_metric("token_scores")])
+for g, p in zip(gold, pred):
+    both.add_batch(references=[g], predictions=[p])
+found = both.compute()
+assert found["entity_scores_f1"] == entity_scores(gold, pred)["f1"] == 0.5
+assert found["token_scores_f1"] == token_scores(gold, pred)["f1"] == 0.75
+on_disk = load_metric("entity_scores", "strict", keep_in_memory=False)
+assert on_disk.compute(references=gold, predictions=pred) == entity_scores(gold, pred, mode="strict")
+labels = load_metric("classification_scores", "multilabel")
+assert labels.compute(references=[["a"], []], predictions=[["a"], ["b"]])["accuracy"] == 0.5
+try:
+    load_metric("entity_scores").compute(references=[[1]], predictions=[[1]])
+except (TypeError, ValueError):
+    print("done")
+"""
+
+
+def test_evaluate_modules_load_without_network_in_two_processes(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_HOME": str(tmp_path)}
+    runs = [subprocess.Popen([sys.executable, "-c", EVALUATE_SCRIPT], env=environment, cwd=tmp_path, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    for run in runs:
+        output, errors = run.communicate(timeout=180)
+        assert run.returncode == 0 and output.strip() == "done", errors[-2000:]
+
+
+def test_import_is_light():
+    code = "import sys, safetune.metrics; print([m for m in ('torch', 'sklearn', 'scipy', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
