@@ -1,4 +1,5 @@
 """Packaging reads everything from settings.ini, so that version and requirements stand in one place."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -12,11 +13,17 @@ cfg = config["DEFAULT"]
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("search", "loggers", "dev")}
 extras["all"] = sorted({req for name in ("search", "loggers") for req in extras[name]})
 
+# README.md's links are relative, which holds on GitHub; PyPI needs whole addresses.
+blob = f"{cfg['git_url']}/blob/{cfg['branch']}/"
+readme = re.sub(r"(!?\[[^\]]*\]\()(?![a-z][a-z0-9+.-]*:|#)([^)\s]+\))",
+                lambda link: link[1] + (blob.replace("/blob/", "/raw/") if link[1][0] == "!" else blob) + link[2],
+                (HERE / "README.md").read_text(encoding="utf-8"))
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],

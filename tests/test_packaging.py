@@ -97,6 +97,7 @@ def third_party(module: Path) -> set[str]:  # top-level names, such as "numpy"
 def test_every_import_is_a_requirement():
     "What a module imports is named in settings.ini, so that installing safetune alone is enough to run it."
     providers = importlib.metadata.packages_distributions()
+    providers.setdefault("sklearn", ["scikit-learn"])  # Python 3.10 does not find it
     named = {canonicalize_name(requirement.name)
              for key in ["requirements", *(f"{extra}_requirements" for extra in EXTRAS if extra != "dev")]
              for requirement in requirements(key)}
@@ -126,11 +127,14 @@ def built(tmp_path_factory) -> dict[str, set[str]]:  # "sdist", "wheel", "wheel 
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(folder / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     found = {"sdist": names}
+    (source / "README.md").write_text("![a](nbs/images/a.png) [b](nbs/b.ipynb) [c](https://d.e) [f](#g)", encoding="utf-8")
     for label, place in (("wheel", source), ("wheel from sdist", next((folder / "unpacked").iterdir()))):
         into = folder / label.replace(" ", "-")
         into.mkdir()
         with zipfile.ZipFile(build("wheel", place, into)) as archive:
             found[label] = set(archive.namelist())
+            page = archive.read(next(name for name in found[label] if name.endswith("/METADATA"))).decode("utf-8")
+            found[f"page of {label}"] = set(page.split("\n\n", 1)[1].split())
     return found
 
 
@@ -140,6 +144,13 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     inside = {name for name in built["wheel"] if ".dist-info/" not in name}
     assert inside == tracked
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in built["wheel"])
+
+
+def test_links_of_the_page_on_pypi(built):
+    "README.md's relative links (here those of a small one) become whole addresses."
+    github = "https://github.com/safetune/safetune"
+    assert built["page of wheel"] == {f"![a]({github}/raw/main/nbs/images/a.png)", f"[b]({github}/blob/main/nbs/b.ipynb)",
+                                      "[c](https://d.e)", "[f](#g)"}
 
 
 def test_sdist_builds_the_same_wheel(built):
