@@ -1712,7 +1712,7 @@ def read_faults(faults: Any,   # None, one fault or several, each as `make_fault
                 task: str,     # task of the corpus
                ) -> list[Fault]:  # in the order of planting
     "Read and order the faults asked for. Raises `InputError` for one that does not fit the task."
-    specs = [] if faults is None else [faults] if isinstance(faults, (Fault, dict, str)) else list(faults)
+    specs = [] if faults is None else list(faults) if isinstance(faults, (list, tuple)) else [faults]
     made = [make_fault(spec) for spec in specs]
     for fault in made:
         if task not in fault.tasks:
@@ -1754,8 +1754,8 @@ def undo_faults(data: "datasets.DatasetDict",  # a corpus with faults
                 truth: pd.DataFrame,           # what was planted, or the part of it to undo
                ) -> "datasets.DatasetDict":    # the corpus without them
     """Take out inserted rows and put back original fields, last change first.
-    With part of the truth only those faults are undone; a field that several of them changed returns to what it was
-    before the first."""
+    With part of the truth only those faults are undone; a field that several of them changed returns to what
+    it was before the first."""
     rows = {split: {row["id"]: row for row in data[split]} for split in data}
     for record in reversed(truth.to_dict("records")):
         part = rows[record["split"]]
