@@ -15,16 +15,20 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
 
 import numpy as np
+
+if TYPE_CHECKING:    # imported where they are used; here only for the signatures
+    import evaluate
+    import pandas
 
 # %% ../nbs/04_metrics.ipynb #cb451f94
 LETTERS = "BIESULO.?"    # the letters with a meaning in some scheme; "?" stands for every other letter
 
-def _table(patterns: str,   # such as "BI= O** I*!": letter before, letter now, types same (=), different (!) or any (*)
-          ) -> np.ndarray:  # bool, shape (letters, letters, 2): [letter before, letter now, types are the same]
-    "A lookup table in which every neighbourhood that matches one of the patterns is True."
+def _table(patterns: str,   # such as "BI= O** I*!": letter before, letter now, types
+          ) -> np.ndarray:  # bool, shape (letters, letters, 2): [before, now, types are the same]
+    "A table that is True where a pattern matches. Types: same (=), different (!), any (*)."
     table = np.zeros((len(LETTERS), len(LETTERS), 2), dtype=bool)
     for before, now, types in patterns.split():
         rows = slice(None) if before == "*" else LETTERS.index(before)
@@ -46,7 +50,8 @@ class _Strict(NamedTuple):
 
 # %% ../nbs/04_metrics.ipynb #1fdf1e1b
 SCHEMES = {
-    "IOB1": _Strict("IOB", _table("OI* II! BI* IB= BB="), _table("BI= II="), _table("II! IO* IB* BO* BI! BB=")),
+    "IOB1": _Strict("IOB", _table("OI* II! BI* IB= BB="), _table("BI= II="),
+                    _table("II! IO* IB* BO* BI! BB=")),
     "IOB2": _Strict("IOB", _table("*B*"), _table("BI= II="), _table("IO* II! IB* BO* BI! BB*")),
     "IOE1": _Strict("IOE", _table("OI* II! EI* EE="), _table("II= IE="), _table("II! IO* IE! EI= EE=")),
     "IOE2": _Strict("IOE", _table("OI* OE* EI* EE* II! IE!"), _table("IE= II="), _table("E**")),
@@ -86,8 +91,8 @@ def _check_tags(names: dict,                # the distinct tags, as keys
         raise ValueError(f"sentence {number} (counting from 0): {tag!r} is not a tag"
                          + (f" of scheme {scheme}" if mode == "strict" else ""))
     if odd:
-        warnings.warn(f"tags {odd[:5]} start with none of B, I, E, S, O; default mode misreads them, as seqeval does",
-                      stacklevel=4)
+        warnings.warn(f"tags {odd[:5]} start with none of B, I, E, S, O; default mode misreads them, "
+                      "as seqeval does", stacklevel=4)
 
 # %% ../nbs/04_metrics.ipynb #e7b82ee4
 class _Corpus(NamedTuple):
@@ -120,7 +125,8 @@ def _encode(columns: Sequence,      # one or two lists of sentences of the same 
     places = np.arange(1, lengths.sum() + 1) + np.repeat(np.arange(len(lengths)), lengths)
     codes = [np.ones(1 + lengths.sum() + len(lengths), dtype=np.int64) for _ in columns]
     for array, tags in zip(codes, flat):
-        array[0], array[places] = 0, np.fromiter(map(code_of.__getitem__, tags), dtype=np.int64, count=len(tags))
+        array[0] = 0
+        array[places] = np.fromiter(map(code_of.__getitem__, tags), dtype=np.int64, count=len(tags))
     return _Corpus(codes, first, places, letter, kind, types)
 
 # %% ../nbs/04_metrics.ipynb #c0f80757
@@ -161,14 +167,16 @@ def _spans(corpus: _Corpus, column: int,          # which column of the corpus
     letter, kind = corpus.letter[corpus.codes[column]], corpus.kind[corpus.codes[column]]
     if len(letter) < 2:
         return _Spans(*(np.empty(0, dtype=np.int64) for _ in range(3)))
-    return _default_spans(letter, kind) if mode == "default" else _strict_spans(letter, kind, _strict_rules(scheme))
+    if mode == "default":
+        return _default_spans(letter, kind)
+    return _strict_spans(letter, kind, _strict_rules(scheme))
 
 # %% ../nbs/04_metrics.ipynb #a534d0d1
 def entities(tags: Sequence[str],      # the tags of one sentence
              mode: str = "default",    # "default" (as conlleval) or "strict"
              scheme: str = "IOB2",     # in strict mode: IOB1, IOB2, IOE1, IOE2, IOBES (BIOES) or BILOU
             ) -> list[tuple[str, int, int]]:   # (type, start, end), end exclusive; ValueError for a bad tag
-    "The entities of one sentence, as seqeval's `get_entities` (default) or `seqeval.scheme` (strict) reads them."
+    "The entities of one sentence, read as by seqeval's `get_entities` (default) or `scheme` (strict)."
     corpus = _encode([[tags]], mode, scheme)
     found = _spans(corpus, 0, mode, scheme)
     return [(corpus.types[kind], start - 1, end - 1)
@@ -200,8 +208,8 @@ def _hits(gold: _Spans, pred: _Spans, n_places: int,   # n_places: length of the
 
 # %% ../nbs/04_metrics.ipynb #20201260
 def _read(gold: Sequence, pred: Sequence, mode: str, scheme: str,
-         ) -> tuple[_Corpus, _Spans, _Spans, np.ndarray]:   # corpus, gold, predicted, which predicted ones are right
-    "Check, code and read both columns."
+         ) -> tuple[_Corpus, _Spans, _Spans, np.ndarray]:
+    "Corpus, gold entities, predicted entities, and which of the predicted ones are right."
     corpus = _encode(_check_columns(gold, pred), mode, scheme)
     actual, predicted = (_spans(corpus, column, mode, scheme) for column in (0, 1))
     return corpus, actual, predicted, _hits(actual, predicted, len(corpus.codes[0]))
@@ -245,8 +253,8 @@ def _named(values: Sequence[float], support: int) -> dict:
     "Precision, recall, F1 and support as a dict of plain numbers."
     return dict(zip(("precision", "recall", "f1"), map(float, values))) | {"support": int(support)}
 
-# %% ../nbs/04_metrics.ipynb #c4fbbc4c
-def _score_dict(true_positive: np.ndarray, predicted: np.ndarray, gold: np.ndarray,   # per type, shape (types,)
+# %% ../nbs/04_metrics.ipynb #27a17f47
+def _score_dict(true_positive: np.ndarray, predicted: np.ndarray, gold: np.ndarray,   # shape (types,)
                 types: Sequence[str],            # their names
                 per: str = "per_type",           # key of the scores per type
                ) -> dict:
@@ -264,8 +272,8 @@ def _score_dict(true_positive: np.ndarray, predicted: np.ndarray, gold: np.ndarr
 def entity_scores(gold: Sequence[Sequence[str]],   # gold tags, one list per sentence
                   pred: Sequence[Sequence[str]],   # predicted tags, same shape
                   mode: str = "default",           # "default" (as conlleval) or "strict"
-                  scheme: str = "IOB2",            # in strict mode: IOB1, IOB2, IOE1, IOE2, IOBES (BIOES) or BILOU
-                 ) -> dict:                        # see below; ValueError if lengths differ, naming the sentence
+                  scheme: str = "IOB2",            # in strict mode: as in entities
+                 ) -> dict:                        # ValueError if lengths differ, naming the sentence
     "Entity-level precision, recall and F1 (all in 0..1), equal to seqeval."
     corpus, actual, predicted, hits = _read(gold, pred, mode, scheme)
     counts = [np.bincount(kinds, minlength=len(corpus.types))
@@ -291,12 +299,13 @@ def token_scores(gold: Sequence[Sequence[str]],   # gold tags, one list per sent
     flat = [list(chain.from_iterable(column)) for column in (gold, pred)]
     tags = sorted(dict.fromkeys(chain(*flat)), key=_tag_order)
     code_of = {tag: code for code, tag in enumerate(tags)}
-    codes = [np.fromiter(map(code_of.__getitem__, column), dtype=np.int64, count=len(column)) for column in flat]
+    codes = [np.fromiter(map(code_of.__getitem__, column), np.int64, len(column)) for column in flat]
     matrix = confusion_matrix(*codes, labels=range(len(tags))) if tags else np.zeros((0, 0), dtype=int)
     kept = [i for i, tag in enumerate(tags) if include_o or tag != "O"]
     counts = (np.diag(matrix)[kept], matrix.sum(axis=0)[kept], matrix.sum(axis=1)[kept])
     return _score_dict(*counts, [tags[i] for i in kept], per="per_tag") | {
-        "accuracy": float(_divide(np.trace(matrix), matrix.sum())), "n_sentences": len(gold), "n_tokens": len(flat[0])}
+        "accuracy": float(_divide(np.trace(matrix), matrix.sum())), "n_sentences": len(gold),
+        "n_tokens": len(flat[0])}
 
 # %% ../nbs/04_metrics.ipynb #5bfe0cbd
 def report(scores: dict,     # from entity_scores, token_scores or classification_scores
@@ -326,7 +335,8 @@ class Interval:
     method: str = ""           # in words
 
     def __repr__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({self.confidence:.0%}, n={self.n}, {self.method})"
+        numbers = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{numbers} ({self.confidence:.0%}, n={self.n}, {self.method})"
 
     def to_dict(self) -> dict:
         "All fields as a dict of plain values."
@@ -344,8 +354,8 @@ def wilson_interval(successes: float,          # how many trials succeeded
     share, spread = successes / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5 / (1 + spread)
-    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), n, confidence,
-                    "Wilson")
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    return Interval(share, low, high, n, confidence, "Wilson")
 
 # %% ../nbs/04_metrics.ipynb #b2f6f0fe
 def _per_cluster(counts: np.ndarray,   # shape (rows, k)
@@ -368,12 +378,12 @@ def _resampled_totals(units: np.ndarray,   # shape (units, k)
     rng = np.random.default_rng(seed)
     rows, sizes = np.unique(units, axis=0, return_counts=True)
     step = max(1, 4_000_000 // len(rows))                      # keep the weights small in memory
-    return np.concatenate([
-        rng.multinomial(len(units), sizes / len(units), size=min(step, n_resamples - done)).astype(float) @ rows
-        for done in range(0, n_resamples, step)])
+    chunks = (min(step, n_resamples - done) for done in range(0, n_resamples, step))
+    return np.concatenate([rng.multinomial(len(units), sizes / len(units), size=size).astype(float) @ rows
+                           for size in chunks])
 
-# %% ../nbs/04_metrics.ipynb #e99f3e65
-def _interval(value: float, resampled: np.ndarray,   # estimate, and its value in each resample (nan: undefined)
+# %% ../nbs/04_metrics.ipynb #826bca86
+def _interval(value: float, resampled: np.ndarray,   # estimate; its value in each resample (nan: undefined)
               n: int, n_used: int,                   # units, and units with anything to count
               confidence: float, method: str,
               bounded: bool = True,                  # is the value a share, in 0..1?
@@ -392,11 +402,11 @@ def _interval(value: float, resampled: np.ndarray,   # estimate, and its value i
 
 # %% ../nbs/04_metrics.ipynb #69274131
 def bootstrap_interval(counts: np.ndarray,          # what is summed, shape (rows, k)
-                       statistic: Callable,         # sums of shape (resamples, k) -> dict of arrays (resamples,)
+                       statistic: Callable,         # sums (resamples, k) -> dict of arrays (resamples,)
                        n_resamples: int = 2000,     # bootstrap samples
                        confidence: float = 0.95,    # nominal coverage
                        seed: int = 0,               # same seed, same interval
-                       clusters: Sequence = None,   # keys of the rows that were sampled together, such as documents
+                       clusters: Sequence = None,   # keys of rows sampled together, such as documents
                        unit: str = "rows",          # what a row is, for the description
                       ) -> dict[str, Interval]:     # one per statistic; ValueError if there are no rows
     "Percentile bootstrap of shares that are functions of column sums (Efron and Tibshirani 1993, ch. 13)."
@@ -446,8 +456,8 @@ def bootstrap_entity_scores(gold: Sequence[Sequence[str]],   # gold tags, one li
                            ) -> dict:                        # precision, recall, f1 (micro): Interval
     "Intervals for the entity scores, by bootstrap over sentences (or clusters of them)."
     counts = entity_counts(gold, pred, mode=mode, scheme=scheme)
-    return bootstrap_counts(counts, per_type=per_type, n_resamples=n_resamples, confidence=confidence, seed=seed,
-                            clusters=clusters, unit="sentences")
+    return bootstrap_counts(counts, per_type=per_type, n_resamples=n_resamples, confidence=confidence,
+                            seed=seed, clusters=clusters, unit="sentences")
 
 # %% ../nbs/04_metrics.ipynb #730e7e9c
 def _is_many(row: Any) -> bool:
@@ -481,7 +491,7 @@ def label_counts(gold: Sequence,         # one label per row, or a list of label
 # %% ../nbs/04_metrics.ipynb #e9662e2c
 def classification_scores(gold: Sequence,              # one label per row, or a list of labels per row
                           pred: Sequence,              # the same
-                          labels: Sequence = None,     # all labels, in order; default: those that occur, sorted
+                          labels: Sequence = None,     # all labels, in order; default: those that occur
                           probabilities: np.ndarray = None,   # shape (rows, labels): adds auroc
                          ) -> dict:                    # all in 0..1; ValueError if lengths differ
     "Accuracy, precision, recall and F1 of labels; macro averages at the top, `micro` and `weighted` below."
@@ -497,7 +507,7 @@ def _auroc(gold: np.ndarray, probabilities: np.ndarray) -> float:   # both (rows
     "Mean over labels of the area under the ROC curve, one label against the rest; nan if undefined for all."
     from sklearn.metrics import roc_auc_score
     if gold.shape != probabilities.shape:
-        raise ValueError(f"probabilities have shape {probabilities.shape}; expected {gold.shape} (rows, labels)")
+        raise ValueError(f"probabilities have shape {probabilities.shape}, not (rows, labels) = {gold.shape}")
     mixed = [i for i in range(gold.shape[1]) if 0 < gold[:, i].sum() < len(gold)]
     areas = [roc_auc_score(gold[:, i], probabilities[:, i]) for i in mixed]
     return float(np.mean(areas)) if areas else float("nan")
@@ -505,19 +515,20 @@ def _auroc(gold: np.ndarray, probabilities: np.ndarray) -> float:   # both (rows
 # %% ../nbs/04_metrics.ipynb #8dcc9427
 def regression_scores(gold: Sequence[float],   # gold values, one per row
                       pred: Sequence[float],   # predicted values
-                     ) -> dict:                # ValueError if lengths differ, for no rows, or for nan and infinity
+                     ) -> dict:                # ValueError if lengths differ, without rows, or for nan
     "mse, rmse, mae, r2, pearson and spearman; nan where a score is undefined."
     from scipy.stats import rankdata
     gold, pred = np.asarray(gold, dtype=float), np.asarray(pred, dtype=float)
     if gold.shape != pred.shape or gold.ndim != 1 or len(gold) == 0:
-        raise ValueError(f"expected two equally long lists of numbers; got shapes {gold.shape} and {pred.shape}")
+        raise ValueError(f"expected two equally long lists of numbers, not shapes {gold.shape}, {pred.shape}")
     bad = np.flatnonzero(~np.isfinite(gold) | ~np.isfinite(pred))
     if len(bad):
-        raise ValueError(f"row {bad[0]} (counting from 0): {gold[bad[0]]} and {pred[bad[0]]} must be finite numbers")
+        row = bad[0]
+        raise ValueError(f"row {row} (counting from 0): {gold[row]} and {pred[row]} must be finite numbers")
     error, spread = gold - pred, ((gold - gold.mean()) ** 2).sum()
-    constant = np.ptp(gold) == 0
+    r2 = float("nan") if np.ptp(gold) == 0 else float(1 - (error ** 2).sum() / spread)
     return {"mse": float((error ** 2).mean()), "rmse": float((error ** 2).mean() ** 0.5),
-            "mae": float(np.abs(error).mean()), "r2": float("nan") if constant else float(1 - (error ** 2).sum() / spread),
+            "mae": float(np.abs(error).mean()), "r2": r2,
             "pearson": _correlation(gold, pred), "spearman": _correlation(rankdata(gold), rankdata(pred)),
             "n_rows": len(gold)}
 
@@ -525,8 +536,8 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     "Pearson's correlation; nan if one side is constant."
     return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
-# %% ../nbs/04_metrics.ipynb #3c7c44c5
-def bootstrap_classification_scores(gold: Sequence,             # one label per row, or a list of labels per row
+# %% ../nbs/04_metrics.ipynb #4a87f34d
+def bootstrap_classification_scores(gold: Sequence,             # one label per row, or a list of labels
                                     pred: Sequence,             # the same
                                     n_resamples: int = 2000,    # bootstrap samples
                                     confidence: float = 0.95,   # nominal coverage
@@ -540,7 +551,8 @@ def bootstrap_classification_scores(gold: Sequence,             # one label per 
     def statistic(totals):
         three = totals[:, :-2].reshape(len(totals), 3, -1).swapaxes(0, 1)
         present = (three[1] + three[2]) > 0
-        macro = _ratio((_precision_recall_f1(*three) * present).sum(axis=-1), present.sum(axis=-1) + np.zeros((3, 1)))
+        sums = (_precision_recall_f1(*three) * present).sum(axis=-1)         # (3, resamples)
+        macro = [_ratio(row, present.sum(axis=-1)) for row in sums]
         return {"accuracy": totals[:, -2] / totals[:, -1], **dict(zip(("precision", "recall", "f1"), macro))}
     return bootstrap_interval(columns, statistic, n_resamples, confidence, seed, clusters, unit="rows")
 
@@ -552,7 +564,7 @@ def bootstrap_scores(scores: Callable,            # columns -> number, or dict w
                      seed: int = 0,               # same seed, same interval
                      clusters: Sequence = None,   # keys of rows that were sampled together
                     ) -> dict[str, Interval]:     # the key is "value" if scores returns a number
-    "Percentile bootstrap over rows (or clusters) of any score. Slower than `bootstrap_interval`, and general."
+    "Percentile bootstrap over rows (or clusters) of any score. Slower than `bootstrap_interval`; general."
     columns, keys = [list(column) for column in columns], clusters if clusters is None else list(clusters)
     if len(set(map(len, columns if keys is None else [*columns, keys]))) != 1 or not columns[0]:
         raise ValueError(f"columns and clusters must have the same length, not 0: {list(map(len, columns))}")
@@ -562,13 +574,13 @@ def bootstrap_scores(scores: Callable,            # columns -> number, or dict w
     def compute(rows):
         found = scores(*([column[i] for i in rows] for column in columns))
         found = found if isinstance(found, dict) else {"value": found}
-        return {name: float(x) for name, x in found.items() if isinstance(x, float)}
+        return {name: float(x) for name, x in found.items() if isinstance(x, (float, np.floating))}
     value = compute(range(len(columns[0])))
     drawn = [compute(np.concatenate([groups[g] for g in rng.integers(0, len(groups), len(groups))]).tolist())
              for _ in range(n_resamples)]
     method = f"percentile bootstrap over {'rows' if keys is None else 'clusters'}, {n_resamples} resamples"
-    return {name: _interval(value[name], np.array([row.get(name, np.nan) for row in drawn]), len(groups), len(groups),
-                            confidence, method, bounded=False) for name in value}
+    return {name: _interval(x, np.array([row.get(name, np.nan) for row in drawn]), len(groups), len(groups),
+                            confidence, method, bounded=False) for name, x in value.items()}
 
 # %% ../nbs/04_metrics.ipynb #4c6ae9d0
 NONE = "(none)"    # the partner of an entity that has none
@@ -579,7 +591,8 @@ def _entity_pairs(gold: Sequence, pred: Sequence, mode: str, scheme: str) -> tup
     at = {(start, end): kind for kind, start, end in zip(*(x.tolist() for x in predicted))}
     pairs = [(kind, at.pop((start, end), None)) for kind, start, end in zip(*(x.tolist() for x in actual))]
     pairs += [(None, kind) for kind in at.values()]
-    return tuple([NONE if kind is None else corpus.types[kind] for kind in side] for side in zip(*pairs)) or ([], [])
+    return tuple([NONE if kind is None else corpus.types[kind] for kind in (pair[side] for pair in pairs)]
+                 for side in (0, 1))
 
 def confusion(gold: Sequence,            # sentences of tags, or labels
               pred: Sequence,            # the same shape
@@ -598,8 +611,9 @@ def confusion(gold: Sequence,            # sentences of tags, or labels
         else:
             gold, pred = (list(chain.from_iterable(column)) for column in _check_columns(gold, pred))
     names = sorted({*gold, *pred}, key=lambda name: (name == NONE, *_tag_order(str(name))))
-    codes = pandas.Categorical(gold, names).codes * len(names) + pandas.Categorical(pred, names).codes.astype(int)
-    table = np.bincount(codes, minlength=len(names) ** 2).reshape(len(names), len(names))
+    code_of = {name: code for code, name in enumerate(names)}
+    cells = np.array([code_of[g] * len(names) + code_of[p] for g, p in zip(gold, pred)], dtype=np.int64)
+    table = np.bincount(cells, minlength=len(names) ** 2).reshape(len(names), len(names))
     return pandas.DataFrame(table, pandas.Index(names, name="gold"), pandas.Index(names, name="predicted"))
 
 # %% ../nbs/04_metrics.ipynb #381c86e6
@@ -615,8 +629,8 @@ def plot_confusion(table: "pandas.DataFrame",   # from confusion
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), part in np.ndenumerate(share):
         if table.iat[i, j]:
-            ax.text(j, i, f"{table.iat[i, j]:,}", ha="center", va="center", fontsize=9 if len(table) < 7 else 7,
-                    color="white" if part > 0.5 else "black")
+            ax.text(j, i, f"{table.iat[i, j]:,}", ha="center", va="center",
+                    fontsize=9 if len(table) < 7 else 7, color="white" if part > 0.5 else "black")
     ax.set(xticks=range(len(table)), yticks=range(len(table)), xlabel="predicted", ylabel="gold")
     ax.set_xticklabels(table.columns, rotation=45, ha="right")
     ax.set_yticklabels(table.index)
@@ -626,14 +640,16 @@ def plot_confusion(table: "pandas.DataFrame",   # from confusion
 EVALUATE_MODULES = ("entity_scores", "token_scores", "classification_scores")
 
 def load_metric(name: str,                # one of EVALUATE_MODULES
-                config_name: str = None,  # "strict" (entity_scores), "without_o" (token_scores), "multilabel" (classification)
+                config_name: str = None,  # "strict", "without_o" or "multilabel", as the module offers
                 **options,                # of evaluate.load, such as experiment_id and num_process
                ) -> "evaluate.Metric":    # ValueError if the name is unknown
     "An `evaluate` module from this package. Predictions stay in memory unless several processes share them."
     if name not in EVALUATE_MODULES:
         raise ValueError(f"unknown metric {name!r}; choose one of {', '.join(EVALUATE_MODULES)}")
     from importlib.resources import files
+
     import evaluate
-    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)   # no cache file, so no lock to wait for
+    # without a cache file there is no lock to wait for
+    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
     path = Path(str(files("safetune"))) / "evaluators" / name / f"{name}.py"
     return evaluate.load(str(path), config_name, **options)

@@ -18,7 +18,7 @@ class ClassificationScores(evaluate.Metric):
         row = datasets.Sequence(label) if self.config_name == "multilabel" else label
         return evaluate.MetricInfo(
             description="Accuracy and macro, micro and weighted precision, recall and F1 of labels.",
-            citation="", inputs_description="references and predictions: one label, or list of labels, per row",
+            citation="", inputs_description="references and predictions: a label, or list of labels, per row",
             features=datasets.Features({"predictions": row, "references": row}))
 
     def _compute(self, predictions: list,       # predicted labels
