@@ -545,13 +545,14 @@ def _load_hub(name, config, revision):
     "A Hub data set or a local folder in Hub layout, without running any script of its own."
     from datasets import load_dataset
     try:
-        return load_dataset(name, config, revision=revision)
-    except RuntimeError as error:
-        if "script" not in str(error).lower() or revision is not None:
-            raise InputError(f"cannot be loaded ({error})", "check the name and the configuration", name) from None
-        logger.warning("%s is a script on the Hub; reading its converted copy (refs/convert/parquet)", name)
-        return load_dataset(name, config, revision="refs/convert/parquet")
-    except (OSError, ValueError) as error:  # not found, offline, no such configuration, not a data folder
+        try:
+            return load_dataset(name, config, revision=revision)
+        except RuntimeError as error:
+            if "script" not in str(error).lower() or revision is not None or Path(name).is_dir():
+                raise
+            logger.warning("%s is a script on the Hub; reading its converted copy (refs/convert/parquet)", name)
+            return load_dataset(name, config, revision="refs/convert/parquet")
+    except (RuntimeError, OSError, ValueError) as error:  # a script, not found, offline, no such configuration, not a data folder
         reason = str(error).split("\n")[0][:200]
         raise InputError(f"is neither a file, nor a folder of data, nor a data set on the Hub that can be reached now ({reason})",
                          "check the path or name, and the network", name) from None

@@ -1,0 +1,90 @@
+"""The command as other programs use it: processes, pipes, exit codes, and files that are whole."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from safetune.sample import sample_ner
+from safetune.tuning import new_encoder
+
+
+def run(*command, stdin=None, **options):
+    return subprocess.run([sys.executable, "-m", "safetune.cli", *map(str, command)], input=stdin, capture_output=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A folder with data, an encoder and a model that the command has trained."
+    folder = tmp_path_factory.mktemp("cli")
+    data = sample_ner(n=200, seed=0)
+    (folder / "data").mkdir()
+    for split, part in data.items():
+        part.to_json(folder / "data" / f"{split}.jsonl")
+    new_encoder(data["train"]["tokens"], folder / "encoder", vocab_size=300, hidden=32, heads=2)
+    done = run("train", folder / "data", "--model", folder / "encoder", "--out", folder / "model", "--epochs", 1, "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+def test_train_leaves_a_plain_model_and_scores(trained):
+    names = {path.name for path in (trained / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "training.png"} <= names
+    assert not any(name.startswith(".") or name == "checkpoints" or name.endswith(".bin") for name in names)
+    metrics = json.loads((trained / "model" / "metrics.json").read_text())
+    for split in ("validation", "test"):
+        assert {"f1", "precision", "recall"} <= set(metrics[split])
+        assert metrics[split]["intervals"]["f1"]["n"] == metrics["rows"][split]
+
+
+def test_evaluate_json_is_the_only_thing_on_stdout(trained):
+    done = run("evaluate", trained / "model", trained / "data", "--json")
+    assert done.returncode == 0
+    scores = json.loads(done.stdout)
+    assert scores["f1"] == json.loads((trained / "model" / "metrics.json").read_text())["test"]["f1"]
+
+
+def test_predict_keeps_order_and_ids_and_survives_a_closed_pipe(trained):
+    lines = [{"id": i, "text": "Ada met Ben in Rome. " * (1 + i % 7)} for i in range(300)]
+    payload = "\n".join(map(json.dumps, lines)).encode()
+    done = run("predict", trained / "model", "-", stdin=payload)
+    assert done.returncode == 0, done.stderr.decode()
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(range(300))
+    (trained / "in.jsonl").write_bytes(payload)
+    command = f"{sys.executable} -m safetune.cli predict {trained}/model {trained}/in.jsonl --window 10 | head -n 3"
+    piped = subprocess.run(command, shell=True, capture_output=True, timeout=300)
+    assert len(piped.stdout.splitlines()) == 3
+    assert b"Traceback" not in piped.stderr and b"Error" not in piped.stderr
+
+
+def test_a_bad_row_stops_with_one_line_and_keeps_what_was_written(trained):
+    payload = b'{"text": "one"}\n{"text": "two"}\n{"text": 3}\n'
+    done = run("predict", trained / "model", "-", "--window", "1", stdin=payload)
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr.decode().strip() == 'safetune: stdin, row 3: has neither a text nor a list of tokens; write {"text": "..."} or {"tokens": ["...", "..."]}'
+
+
+def test_a_model_is_not_written_over(trained):
+    before = (trained / "model" / "model.safetensors").read_bytes()
+    done = run("train", trained / "data", "--model", trained / "encoder", "--out", trained / "model")
+    assert done.returncode == 2 and b"holds a model already; choose another --out, or pass --overwrite" in done.stderr
+    assert (trained / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_a_diverged_run_ends_with_one_line(trained, tmp_path):
+    done = run("train", trained / "data", "--model", trained / "encoder", "--out", tmp_path / "m", "--lr", "9", "--set", "optimizer=sgd", "clip=0", "warmup=0")
+    assert done.returncode == 2
+    assert b"lower the learning rate (now 9)" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_two_processes_train_together(trained, tmp_path):
+    "Data-parallel training through accelerate; one process writes."
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", "0", "-m", "safetune.cli", "train", f"{trained}/data", "--model", f"{trained}/encoder",
+               "--out", f"{tmp_path}/m", "--epochs", "1", "--lr", "1e-3"]
+    done = subprocess.run(command, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert {"config.json", "model.safetensors", "metrics.json"} <= {path.name for path in (tmp_path / "m").iterdir()}
+    assert done.stdout.count(b"model, metrics.json and training.png are in") == 1
