@@ -152,9 +152,7 @@ def test_nothing_switches_the_whole_notebook_off(notebook):
 
 
 def floor(module: Path) -> str:  # the number of the notebook that makes the module, such as "04" or "04a"
-    "A module's floor is the number of its notebook; `safetune.all` stands above the rest."
-    if module == PACKAGE / "all.py":
-        return "all"
+    "A module's floor is the number of its notebook."
     made_from = re.search(r"File to edit: \S*/(\d+[a-z]?)_\w+\.ipynb", module.read_text(encoding="utf-8"))
     assert made_from, f"{module.relative_to(ROOT)} is not made from a numbered notebook"
     return made_from.group(1)
