@@ -766,6 +766,12 @@ def slip(word: str,            # one word of three letters or more
 # %% ../nbs/03_sample.ipynb #2204de92
 STYLES = ("plain",) * 90 + ("lower",) * 2 + ("upper",) * 3 + ("slip",) * 5
 
+def fit_style(style: str,     # style drawn for a sentence
+              scene: Scene,   # the sentence
+             ) -> str:        # the style, or "plain" for a long sentence that would be all capitals
+    "Only a headline is written in capitals."
+    return "plain" if style == "upper" and len(scene.tokens) > 12 else style
+
 def finish(scene: Scene,       # an expanded sentence
            dialect: str,       # "standard" or "variant"
            style: str,         # "plain", "lower", "upper" or "slip"
@@ -861,6 +867,7 @@ def write_news(rng: random.Random,           # source of chance
     topic = document.topic if rng.random() < 0.88 else "plain"
     scene, style = Scene(rng, names, person), rng.choice(STYLES)
     scene.fill(topic)
+    style = fit_style(style, scene)
     return finish(scene, document.dialect, style), scene.tags, describe(scene, document, style)
 
 # %% ../nbs/03_sample.ipynb #9590e47e
@@ -1148,6 +1155,7 @@ def write_remark(rng: random.Random,           # source of chance
     value = say_form(scene, form, topics)
     if rng.random() < 0.3:
         scene.fill("closer")
+    style = fit_style(style, scene)
     said = topics[:1] if form in ("plain", "negation") else topics
     label = "neutral" if value == 0 else "positive" if value > 0 else "negative"
     score = round(min(5.0, max(1.0, 3 + value)), 2)
@@ -1673,8 +1681,9 @@ def shifted_row(row: dict,              # the row to replace
     document = Document(row["document"], 1, RARE[plot.task], row["dialect"], row["time"], person)
     for _ in range(1000):
         if plot.task == "ner":
-            scene, style = Scene(chance, names, person), row["style"]
+            scene = Scene(chance, names, person)
             scene.fill(document.topic)
+            style = fit_style(row["style"], scene)
             new = {"tokens": finish(scene, document.dialect, style), "tags": scene.tags}
             new |= describe(scene, document, style)
         else:
