@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['logger', 'COMPLETE', 'plain_loop', 'new_encoder', 'Settings', 'make_settings', 'TrainingDiverged', 'last_checkpoint',
            'layer_depth', 'TaskTrainer', 'layer_groups', 'choose_precision', 'dropout_config', 'check_loggers',
-           'Progress', 'Tuner', 'history_table', 'write_json', 'save_model', 'plot_history', 'suggest', 'search']
+           'logger_callbacks', 'Progress', 'Tuner', 'history_table', 'write_json', 'save_model', 'plot_history',
+           'suggest', 'search']
 
 # %% ../nbs/06_tuning.ipynb #e65a576c
 import dataclasses
@@ -248,6 +249,16 @@ def check_loggers(names: tuple):
         if find_spec(name) is None:
             raise InputError(f"the logger {name!r} is not installed", f"pip install {name}")
 
+def logger_callbacks(names: tuple,   # as in `Settings`
+                     folder: Path,   # where TensorBoard's files go
+                    ) -> tuple:      # (callbacks, names that the Trainer sets up itself)
+    "TensorBoard writes to a folder that outlives the checkpoints; the others are the Trainer's business."
+    if "tensorboard" not in names:
+        return [], list(names)
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+    return [TensorBoardCallback(SummaryWriter(str(folder)))], [name for name in names if name != "tensorboard"]
+
 # %% ../nbs/06_tuning.ipynb #b2cbab81
 class Progress(TrainerCallback):
     "A progress bar over steps, and a line an epoch."
@@ -394,6 +405,7 @@ class Tuner:
         sampler = TokenBudgetSampler(lengths, budget, seed=settings.seed, multiple_of=processes)
         steps = math.ceil(settings.epochs * math.ceil(len(sampler) / processes / settings.accumulate))
         optimizer = (torch.optim.SGD, {"lr": settings.lr, "momentum": 0.9}) if settings.optimizer == "sgd" else None
+        own_loggers, other_loggers = logger_callbacks(settings.loggers, (Path(self.out).parent if self.out else Path()) / "runs")
         arguments = TrainingArguments(
             output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.lr,
             gradient_accumulation_steps=settings.accumulate, lr_scheduler_type=settings.schedule,
@@ -401,12 +413,12 @@ class Tuner:
             eval_strategy="epoch", save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True,
             metric_for_best_model=self.task.metric, greater_is_better=self.task.greater_is_better,
             logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, disable_tqdm=True, seed=settings.seed,
-            report_to=list(settings.loggers) or "none", accelerator_config={"even_batches": False},
+            report_to=other_loggers or "none", accelerator_config={"even_batches": False},
             restore_callback_states_from_checkpoint=True, dataloader_pin_memory=torch.cuda.is_available(),
             **choose_precision(settings.precision))
         arguments._n_gpu = min(arguments.n_gpu, 1)  # not DataParallel, which is slow and counts tokens wrongly; use accelerate launch
         rows = list(self.data["validation"])
-        clock, callbacks = _Clock(), [Progress(self.progress)]
+        clock, callbacks = _Clock(), [Progress(self.progress), *own_loggers]
         if settings.patience:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         if settings.checkpoint_steps:

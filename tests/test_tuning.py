@@ -1,0 +1,98 @@
+"""Real fine-tuning, and the parts of the Tuner that no story tells."""
+import json
+import math
+
+import pytest
+import torch
+from datasets import DatasetDict
+
+from safetune.data import InputError, load_data
+from safetune.sample import sample_ner
+from safetune.tasks import get_task, load_model
+from safetune.tuning import Settings, Tuner, choose_precision, make_settings, new_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    "A tiny encoder with random weights."
+    return new_encoder(sample_ner(n=200, seed=0)["train"]["tokens"], tmp_path_factory.mktemp("encoder"), vocab_size=400, hidden=32, heads=2)
+
+
+def test_minilm_learns_from_wnut17(wnut17, minilm):
+    "A tenth of the training split, two epochs: far from the full figure, but far above nothing."
+    data = load_data(wnut17)
+    part = DatasetDict(train=data["train"].select(range(0, 3394, 12)), validation=data["validation"].select(range(0, 1009, 10)), test=data["test"].select(range(0, 1287, 10)))
+    tuner = Tuner(part, minilm, progress=False)
+    history = tuner.fit(epochs=2, lr=3e-4, warmup=0.1)
+    assert history.validation_loss.iloc[-1] < 0.7 * history.validation_loss.iloc[0] or history.f1.iloc[-1] > 0.15
+    assert tuner.evaluate("test")["f1"] > 0.05
+
+
+def test_the_best_epoch_is_restored(encoder):
+    tuner = Tuner(sample_ner(n=200, seed=0), encoder, progress=False)
+    history = tuner.fit(epochs=4, lr=5e-3)
+    assert math.isclose(tuner.evaluate("validation")["f1"], history.f1.max(), abs_tol=1e-9)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(encoder):
+    def weights(seed):
+        tuner = Tuner(sample_ner(n=100, seed=0), encoder, progress=False)
+        tuner.fit(epochs=1, seed=seed)
+        return torch.cat([p.flatten() for p in tuner.model.parameters()])
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_tensorboard_writes_beside_the_checkpoints(encoder, tmp_path):
+    Tuner(sample_ner(n=60, seed=0), encoder, out=tmp_path / "checkpoints", progress=False).fit(epochs=1, loggers=("tensorboard",))
+    assert list((tmp_path / "runs").glob("events.*"))
+
+
+def test_weights_come_from_safetensors_only(encoder, tmp_path):
+    data = sample_ner(n=60, seed=0)
+    tuner = Tuner(data, encoder, progress=False)
+    tuner.fit(epochs=1)
+    tuner.save(tmp_path)
+    torch.save(tuner.model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no model can be loaded"):
+        load_model(str(tmp_path), tuner.task)
+
+
+def test_a_label_only_in_test_is_told_and_scored(encoder, caplog):
+    rows = load_data([{"tokens": ["Ada", "sang"], "tags": ["B-PER", "O"]}] * 20)["train"]
+    other = load_data([{"tokens": ["Rome", "fell"], "tags": ["B-LOC", "O"]}])["train"]
+    with caplog.at_level("WARNING", logger="safetune"):
+        tuner = Tuner(DatasetDict(train=rows, validation=rows.select(range(3)), test=other), encoder, progress=False)
+    assert "no training row has the label(s) LOC" in caplog.text
+    tuner.fit(epochs=1)
+    assert tuner.evaluate("test")["per_type"]["LOC"]["support"] == 1
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 0}, {"lr": 0}, {"warmup": 1}, {"dropout": 1}, {"patience": 0}, {"schedule": "zigzag"}, {"precision": "int8"}])
+def test_senseless_settings_are_refused(setting):
+    with pytest.raises(InputError, match=f"the setting {next(iter(setting))} cannot be"):
+        make_settings(**setting)
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)  # a T4: emulated only
+    assert choose_precision("auto") == {"bf16": False, "fp16": True}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision("auto") == {"bf16": True, "fp16": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_precision("auto") == {"bf16": False, "fp16": False}
+
+
+def test_settings_survive_json():
+    assert Settings(**json.loads(json.dumps(Settings().__dict__ | {"loggers": []}))).lr == 5e-5
+
+
+def test_every_task_has_a_head_in_transformers():
+    import transformers
+    from safetune.losses import LOSSES
+    from safetune.tasks import TASKS
+    for name in TASKS:
+        task = get_task(name)
+        assert hasattr(transformers, task.head) and task.loss in LOSSES
