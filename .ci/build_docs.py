@@ -14,16 +14,57 @@ import os
 import re
 import subprocess
 import sys
-import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE_FROM = re.compile(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)")
 
 
+def make_page(notebook: Path,  # what is processed
+              page: Path,      # where the page goes
+             ) -> None:
+    """One page. To write the entries, nbdev runs the cells that are exported and every other cell with an import in it.
+    Examples import things too, and need what earlier examples made, so here only pure imports are run."""
+    from nbdev import processors, serve_drv
+
+    warnings.filterwarnings("ignore", message="Found cells containing imports and other code")
+    asked = processors._do_eval
+
+    def needed(cell) -> bool:
+        if not asked(cell):
+            return False
+        pure = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
+        return bool(pure or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}
+                    or re.search(r"^show_doc\(", cell.source, re.MULTILINE))
+
+    with mock.patch.object(processors, "_do_eval", needed):
+        serve_drv.main((notebook, page, processors.FilterDefaults))
+
+
+def each_by_itself(function: Callable,  # nbdev's worker, which `make_page` calls
+                   jobs: list[tuple],   # its arguments: notebook, page, processors
+                   n_workers: int,      # processes at a time
+                   **_,
+                  ) -> None:
+    "Takes the place of fastcore's `parallel`, which ends at the first failure: here the other pages are still made."
+    def work(job: tuple) -> None:
+        command = [sys.executable, __file__, "--page", str(job[0]), str(job[1])]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            causes = re.findall(r"^\w*(?:Error|Exception|Interrupt)\b.*(?:\n\S.*)*", done.stderr, re.MULTILINE)
+            print(f"{job[0].name}: " + "\n".join(causes or [done.stderr]) + "\n", file=sys.stderr)
+
+    with ThreadPool(n_workers) as pool:
+        pool.map(work, jobs, chunksize=1)
+
+
 def make_pages(workers: int = 2,  # processes; each takes one notebook
               ) -> None:
-    "nbdev's steps before Quarto."
+    "nbdev's steps before Quarto, and Quarto's spelling of Mermaid blocks, which Jupyter and GitHub do not know."
     import nbdev.doclinks
     from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
     from nbdev.serve import proc_nbs
@@ -31,16 +72,36 @@ def make_pages(workers: int = 2,  # processes; each takes one notebook
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     nbdev_sidebar.__wrapped__()
-    proc_nbs(force=True, n_workers=workers)
+    with mock.patch("nbdev.serve.parallel", each_by_itself):
+        proc_nbs(force=True, n_workers=workers)
+    for page in (ROOT / "_proc").rglob("*.ipynb"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace('"```mermaid\\n', '"```{mermaid}\\n'), encoding="utf-8")
 
 
-def public_names(module: ast.Module,                 # a parsed module
-                ) -> tuple[list[str], set[str]]:     # names in __all__, and which of them are functions or classes
-    "What a module offers."
+def write_html(folder: Path,  # where the pages go
+              ) -> None:
+    "Plain pages by nbconvert."
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for page in sorted((ROOT / "_proc").rglob("*.ipynb")):
+        book = json.loads(page.read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            cell.pop("has_sd", None)  # nbdev's mark, which the format does not know
+        html, _ = HTMLExporter().from_notebook_node(nbformat.reads(json.dumps(book), as_version=4))
+        (folder / page.with_suffix(".html").name).write_text(html, encoding="utf-8")
+
+
+def public_names(module: ast.Module,              # a parsed module
+                ) -> tuple[set[str], set[str]]:   # names of __all__ that it makes, and which of them are functions or classes
+    "What a module offers, without what it only passes on from other modules."
     names = next((ast.literal_eval(node.value) for node in module.body
                   if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"), [])
+    passed_on = {alias.asname or alias.name for node in module.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     defined = {node.name for node in module.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    return names, defined & set(names)
+    return set(names) - passed_on, defined & set(names)
 
 
 def page_text(page: Path,           # a processed notebook
@@ -66,7 +127,7 @@ def problems() -> list[str]:  # one line each
             continue
         everything, entries = page_text(ROOT / "_proc" / made_from.group(1))
         names, defined = public_names(ast.parse(text))
-        for name in names:
+        for name in sorted(names):
             if name in defined and not re.search(rf"^#+ {name}$", entries, re.MULTILINE):
                 found.append(f"{made_from.group(1)}: {name} has no entry")
             elif not re.search(rf"\b{name}\b", everything):
@@ -77,17 +138,17 @@ def problems() -> list[str]:  # one line each
 def main() -> int:  # exit code: 0 all pages are made and complete, 1 they are not
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--html", type=Path, help="also write plain HTML pages to this folder")
+    parser.add_argument("--page", type=Path, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
+    if args.page:
+        make_page(*args.page)
+        return 0
     html = args.html and args.html.resolve()
     os.chdir(ROOT)
-    try:
-        make_pages()
-    except Exception:  # one notebook's failure; the report below names every page that is missing
-        traceback.print_exc(limit=0)
+    make_pages()
     if html:
-        pages = [str(page) for page in sorted((ROOT / "_proc").glob("*.ipynb"))]
-        subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(html), *pages], check=True)
+        write_html(html)
     found = problems()
     print("\n".join(found) or "every public name is described")
     return 1 if found else 0

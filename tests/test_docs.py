@@ -32,7 +32,7 @@ def test_pages_are_complete(tmp_path):
     ignored = shutil.ignore_patterns(".git", ".venv", "_proc", "_docs", "__pycache__", "*.egg-info", "outputs")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
     made = subprocess.run([sys.executable, "-W", "ignore", ".ci/build_docs.py"], cwd=copy, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False)
     assert made.returncode == 0, made.stdout[-6000:]
     assert (copy / "_proc" / "_quarto.yml").read_bytes() == (ROOT / "_quarto.yml").read_bytes()
     notebooks = [path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
