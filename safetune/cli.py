@@ -71,6 +71,7 @@ def add_train(commands):
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the new head, dropout and row order (0)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other field of safetune.tuning.Settings, as dropout=0.2")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest input in subwords; longer rows are read in windows")
+    parser.add_argument("--strategy", choices=("first", "all"), default="first", help="words to tags: which subwords of a word carry its label (first)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
     parser.set_defaults(run=train)
@@ -79,15 +80,16 @@ def train(arguments) -> int:
     "Fine-tune, evaluate on validation and test, and save."
     import shutil
     from safetune.data import InputError
-    from safetune.tuning import Tuner, make_settings
-    settings = chosen_settings(arguments)
-    make_settings(**settings)  # a wrong setting is told before anything is loaded
     out, checkpoints = Path(arguments.out), Path(arguments.out) / "checkpoints"
     if (out / "config.json").exists() and not (arguments.overwrite or arguments.resume):
         raise InputError("holds a model already", "choose another --out, or pass --overwrite", out)
+    from safetune.tuning import Tuner, make_settings
+    settings = chosen_settings(arguments)
+    make_settings(**settings)  # a wrong setting is told before anything is loaded
     if arguments.overwrite and not arguments.resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    tuner = Tuner(read_data(arguments, arguments.task), arguments.model, arguments.task, out=checkpoints, max_length=arguments.max_length)
+    tuner = Tuner(read_data(arguments, arguments.task), arguments.model, arguments.task, out=checkpoints,
+                  max_length=arguments.max_length, strategy=arguments.strategy)
     logger.info("%s, %s", tuner.task, ", ".join(f"{split} {len(part):,}" for split, part in tuner.data.items()))
     tuner.fit(resume=arguments.resume, **settings)
     if is_main_process():
@@ -254,15 +256,15 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #f71e72ba
-DEMO = {"sentences": 8000, "vocab_size": 1000, "hidden": 128, "layers": 2, "epochs": 6, "lr": 1e-3, "batch_size": 32}
+# %% ../nbs/21_cli.ipynb #3ac585cc
+DEMO = {"sentences": 16_000, "vocab_size": 1000, "hidden": 128, "layers": 2, "epochs": 3, "lr": 2e-3, "batch_size": 16}
 
 def add_demo(commands):
     parser = commands.add_parser("demo", help="the main job on a generated corpus, offline",
                                  description="Generate a corpus, train a small model from scratch, evaluate it. Needs no network.")
     parser.add_argument("--out", default="safetune-demo", metavar="DIR", help="folder for data, model and scores (safetune-demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of corpus and training (0)")
-    parser.add_argument("--sentences", type=int, default=DEMO["sentences"], metavar="N", help=f"size of the corpus ({DEMO['sentences']})")
+    parser.add_argument("--sentences", type=int, default=DEMO["sentences"], metavar="N", help=f"size of the corpus ({DEMO['sentences']:,})")
     parser.add_argument("--epochs", type=float, default=DEMO["epochs"], metavar="N", help=f"passes over it ({DEMO['epochs']})")
     parser.set_defaults(run=demo)
 

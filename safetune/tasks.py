@@ -31,6 +31,7 @@ class Task:
     loss = "cross_entropy"      # name in `safetune.losses.LOSSES`
     metric = "f1"               # key of `score` that picks the best epoch
     greater_is_better = True
+    strategy = "first"          # which subwords carry a word's label in training, see `align_labels`; for words to tags
 
     def __init__(self,
                  labels: list,  # label names in the order of the model's outputs
@@ -104,12 +105,6 @@ class TokenClassification(Task):
     "A tag for every word, such as named entities."
     name = "token-classification"
     head = "AutoModelForTokenClassification"
-
-    def __init__(self, labels: list,         # tags in the order of the model's outputs, "O" among them
-                 strategy: str = "first",    # which subwords carry a label in training, see `align_labels`
-                ):
-        super().__init__(labels)
-        self.strategy = strategy
 
     @classmethod
     def fits(cls, columns, kind): return {"tokens", "tags"} <= set(columns)

@@ -28,6 +28,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, Trainer, TrainerCall
 
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
+from .metrics import report
 from .tasks import Collator, infer_task, load_model, load_tokenizer, max_input_length, run_model
 
 logger = logging.getLogger("safetune")
@@ -36,9 +37,8 @@ logger = logging.getLogger("safetune")
 def plain_loop(model, features: list, collate, loss, epochs: int, lr: float, sampler, seed: int = 0, weight_decay: float = 0.01):
     "Fine-tune in a plain loop; yields the loss of every step."
     set_seed(seed)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=lr, fused=True)
+    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == decayed], "weight_decay": weight_decay * decayed} for decayed in (True, False)]
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)  # biases and norms do not decay
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * len(sampler))
     model.train()
     for epoch in range(epochs):
@@ -191,6 +191,8 @@ class TaskTrainer(Trainer):
             metrics[f"{metric_key_prefix}_train_seconds"] = seconds
             metrics[f"{metric_key_prefix}_tokens_per_second"] = self.sampler_tokens / seconds
         self.reports.append(scores)
+        if self.is_world_process_zero() and any(key in scores for key in ("per_type", "per_label")):
+            logger.info("validation after epoch %.2g\n%s", self.state.epoch or 0, report(scores))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -316,12 +318,16 @@ class Tuner:
                  out: Path = None,          # folder for checkpoints; a temporary one where None
                  max_length: int = None,    # longest input in subwords; None: what the model takes
                  stride: int = 64,          # overlap of the windows of a long row, in subwords
+                 strategy: str = "first",   # words to tags: label the "first" subword of a word, or "all"
                  split_seed: int = 0,       # seed for splits that are missing
                  progress: bool = True,     # show a progress bar
                 ):
         data = data if hasattr(data, "column_names") and hasattr(data, "items") else load_data(data, task=task)
         self.data = with_splits(data, split_seed)
         self.task = infer_task(self.data, task)
+        if strategy not in ("first", "all"):
+            raise InputError(f"the strategy cannot be {strategy!r}", "use 'first' or 'all'")
+        self.task.strategy = strategy
         self.source, self.stride, self.progress = str(model), stride, progress
         self.tokenizer = load_tokenizer(self.source)
         self.config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
@@ -381,7 +387,7 @@ class Tuner:
     def _prepare(self, folder, settings, resume):
         "The checkpoint to go on from, after checking that it belongs to a run with the same settings."
         record = json.loads(json.dumps({**dataclasses.asdict(settings), "model": self.source, "rows": len(self.data["train"]),
-                                        "max_length": self.max_length, "labels": self.task.labels}))
+                                        "max_length": self.max_length, "strategy": self.task.strategy, "labels": self.task.labels}))
         note, checkpoint = folder / "run.json", last_checkpoint(folder)
         if checkpoint and resume and note.exists():
             before = json.loads(note.read_text(encoding="utf-8"))
