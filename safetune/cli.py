@@ -256,16 +256,17 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #3ac585cc
-DEMO = {"sentences": 16_000, "vocab_size": 1000, "hidden": 128, "layers": 2, "epochs": 3, "lr": 2e-3, "batch_size": 16}
+# %% ../nbs/21_cli.ipynb #ba305037
+DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000}, "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
+        "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
 
 def add_demo(commands):
     parser = commands.add_parser("demo", help="the main job on a generated corpus, offline",
                                  description="Generate a corpus, train a small model from scratch, evaluate it. Needs no network.")
     parser.add_argument("--out", default="safetune-demo", metavar="DIR", help="folder for data, model and scores (safetune-demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of corpus and training (0)")
-    parser.add_argument("--sentences", type=int, default=DEMO["sentences"], metavar="N", help=f"size of the corpus ({DEMO['sentences']:,})")
-    parser.add_argument("--epochs", type=float, default=DEMO["epochs"], metavar="N", help=f"passes over it ({DEMO['epochs']})")
+    parser.add_argument("--sentences", type=int, metavar="N", help="size of the corpus, all splits together (16,000 + 500 + 2,000)")
+    parser.add_argument("--epochs", type=float, default=DEMO["settings"]["epochs"], metavar="N", help=f"passes over it ({DEMO['settings']['epochs']})")
     parser.set_defaults(run=demo)
 
 def demo(arguments) -> int:
@@ -275,15 +276,15 @@ def demo(arguments) -> int:
     from safetune.sample import sample_ner
     from safetune.tuning import Tuner, new_encoder
     start, out = time.time(), Path(arguments.out)
-    logger.info("1 of 3: generating %s sentences; the names in the test split occur nowhere else", f"{arguments.sentences:,}")
-    data = sample_ner(n=arguments.sentences, seed=arguments.seed)
+    data = sample_ner(n=arguments.sentences or DEMO["sentences"], seed=arguments.seed)
+    logger.info("1 of 3: %s sentences generated; the names in the test split occur nowhere else", f"{sum(map(len, data.values())):,}")
     (out / "data").mkdir(parents=True, exist_ok=True)
     for split, part in data.items():
         part.to_json(out / "data" / f"{split}.jsonl", force_ascii=False)
-    logger.info("2 of 3: training a BERT encoder from scratch, %d layers, %d wide", DEMO["layers"], DEMO["hidden"])
-    encoder = new_encoder(data["train"]["tokens"], out / "encoder", DEMO["vocab_size"], DEMO["hidden"], DEMO["layers"], seed=arguments.seed)
+    logger.info("2 of 3: training a BERT encoder from scratch: %s", ", ".join(f"{k} {v:,}" for k, v in DEMO["encoder"].items()))
+    encoder = new_encoder(data["train"]["tokens"], out / "encoder", **DEMO["encoder"], seed=arguments.seed)
     tuner = Tuner(data, encoder)
-    tuner.fit(epochs=arguments.epochs, lr=DEMO["lr"], batch_size=DEMO["batch_size"], seed=arguments.seed)
+    tuner.fit(**{**DEMO["settings"], "epochs": arguments.epochs, "seed": arguments.seed})
     logger.info("3 of 3: scoring")
     scores = finish(tuner, out / "model")
     print_scores(tuner.task, scores["test"], f"test split, {scores['test']['rows']:,} sentences with unseen names")

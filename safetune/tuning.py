@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
@@ -61,6 +62,7 @@ def new_encoder(texts,                     # iterable of texts, or of lists of w
                 hidden: int = 128,         # width
                 layers: int = 2,           # depth
                 heads: int = 4,            # attention heads
+                intermediate: int = None,  # width inside a layer; None: 4 times `hidden`
                 max_length: int = 128,     # longest input in pieces
                 lowercase: bool = False,   # fold case; keep it where names matter
                 seed: int = 0,             # of the random weights
@@ -76,7 +78,7 @@ def new_encoder(texts,                     # iterable of texts, or of lists of w
                                   cls_token="[CLS]", mask_token="[MASK]")
     set_seed(seed)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-                        intermediate_size=4 * hidden, max_position_embeddings=max_length, pad_token_id=tokenizer.pad_token_id)
+                        intermediate_size=intermediate or 4 * hidden, max_position_embeddings=max_length, pad_token_id=tokenizer.pad_token_id)
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -376,7 +378,8 @@ class Tuner:
             self.trainer = self._trainer(folder, settings)
             self.model = self.trainer.model
             try:
-                self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                with logging_redirect_tqdm([logger]):  # messages stand above the progress bar, not inside it
+                    self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except TrainingDiverged:
                 self._restore(last_checkpoint(folder))
                 raise
