@@ -27,7 +27,7 @@ INSTALL_CELL = """\
 # On Colab this installs safetune; anywhere else it does nothing.
 import sys
 if "google.colab" in sys.modules:
-    %pip install -q git+https://github.com/safetune/safetune"""
+    %pip install -q "safetune[dev] @ git+https://github.com/safetune/safetune""""
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
