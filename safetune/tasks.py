@@ -23,15 +23,17 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores, 
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05_tasks.ipynb #da14f1d9
+# %% ../nbs/05_tasks.ipynb #6e795127
 class Task:
-    "One kind of task: how rows become features, which head the model gets, how outputs become predictions and scores."
+    """One kind of task: how rows become features, which head the model gets,
+    how outputs become predictions and scores."""
     name = ""                   # as in `--task`
     head = ""                   # class of transformers that loads the model with its head
     loss = "cross_entropy"      # name in `safetune.losses.LOSSES`
     metric = "f1"               # key of `score` that picks the best epoch
     greater_is_better = True
-    strategy = "first"          # which subwords carry a word's label in training, see `align_labels`; for words to tags
+    # which subwords carry a word's label in training, see `align_labels`; for words to tags
+    strategy = "first"
 
     def __init__(self,
                  labels: list,  # label names in the order of the model's outputs
@@ -69,7 +71,8 @@ class Task:
 
     def summary(self, rows: list, predictions: list, seed: int = 0) -> dict:
         "Scores and their intervals as plain numbers, ready for JSON; what is undefined is None."
-        intervals = {name: dataclasses.asdict(interval) for name, interval in self.intervals(rows, predictions, seed=seed).items()}
+        intervals = {name: dataclasses.asdict(interval)
+                     for name, interval in self.intervals(rows, predictions, seed=seed).items()}
         return without_nan({**self.score(rows, predictions), "rows": len(rows), "intervals": intervals})
 
     def read(self, item) -> dict:
@@ -79,7 +82,8 @@ class Task:
     def fits_row(self, row: dict) -> bool:
         "Does a labelled row have what this task needs?"
         label = row.get("label")
-        return self.fits(list(row), "multi" if isinstance(label, list) else "number" if isinstance(label, float) else "single")
+        return self.fits(list(row), "multi" if isinstance(label, list)
+                         else "number" if isinstance(label, float) else "single")
 
     def known_labels(self) -> set:
         "Labels as `row_labels` names them; empty where labels are numbers."
@@ -87,7 +91,8 @@ class Task:
 
     def config(self) -> dict:
         "What the model's configuration must know, so that the saved model explains itself."
-        return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels)), "label2id": self.label2id}
+        return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels)),
+                "label2id": self.label2id}
 
     def forward(self, model, batch: dict) -> list:
         "Outputs of the model for one batch, as one array a feature without padding."
@@ -98,9 +103,11 @@ class Task:
         "Outputs and labels of all features as two tensors that fit the task's loss."
         return torch.tensor(np.stack(outputs)), torch.tensor([feature["labels"] for feature in features])
 
-    def __repr__(self): return f"{type(self).__name__}({len(self.labels)} labels: {', '.join(map(str, self.labels[:8]))}{', ...' if len(self.labels) > 8 else ''})"
+    def __repr__(self):
+        return (f"{type(self).__name__}({len(self.labels)} labels: {', '.join(map(str, self.labels[:8]))}"
+                f"{', ...' if len(self.labels) > 8 else ''})")
 
-# %% ../nbs/05_tasks.ipynb #39a1f229
+# %% ../nbs/05_tasks.ipynb #87ee82d1
 class TokenClassification(Task):
     "A tag for every word, such as named entities."
     name = "token-classification"
@@ -111,7 +118,8 @@ class TokenClassification(Task):
 
     @classmethod
     def labels_of(cls, data):
-        types = sorted({tag[2:] for part in data.values() for tags in part["tags"] for tag in tags if tag != "O"})
+        types = sorted({tag[2:] for part in data.values() for tags in part["tags"]
+                        for tag in tags if tag != "O"})
         return ["O"] + [f"{prefix}-{type_}" for type_ in types for prefix in "BI"]
 
     def read(self, item):
@@ -126,11 +134,13 @@ class TokenClassification(Task):
             labels = [[self.label2id.get(tag, IGNORE_INDEX) for tag in row["tags"]] for row in rows]
         inside = {i: self.label2id["I-" + label[2:]] for label, i in self.label2id.items()
                   if label.startswith("B-") and "I-" + label[2:] in self.label2id}
-        columns = encode_words(tokenizer, [row["tokens"] for row in rows], labels, max_length, stride, self.strategy, inside)
+        columns = encode_words(tokenizer, [row["tokens"] for row in rows], labels, max_length,
+                               stride, self.strategy, inside)
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
     def decode(self, rows, features, outputs):
-        probabilities = [np.full((len(row["tokens"]), len(self.labels)), np.nan, dtype=np.float32) for row in rows]
+        probabilities = [np.full((len(row["tokens"]), len(self.labels)), np.nan, dtype=np.float32)
+                         for row in rows]
         for feature, logits in zip(features, outputs):
             word_at = np.asarray(feature["word_at"])
             places = np.flatnonzero(word_at >= 0)
@@ -142,7 +152,8 @@ class TokenClassification(Task):
         best = probabilities.argmax(-1) if len(probabilities) else np.zeros(0, dtype=int)
         tags, scores = [self.labels[i] for i in best], probabilities.max(-1, initial=0.0)
         found = [self._entity(row, type_, start, end, scores) for type_, start, end in entities(tags)]
-        return {"tokens": list(row["tokens"]), "tags": tags, "scores": scores, "entities": found, "probabilities": probabilities}
+        return {"tokens": list(row["tokens"]), "tags": tags, "scores": scores, "entities": found,
+                "probabilities": probabilities}
 
     def _entity(self, row, type_, start, end, scores):
         "One entity, with words `start` to `end` (exclusive), and characters where the row has raw text."
@@ -156,13 +167,15 @@ class TokenClassification(Task):
     def known_labels(self): return {label[2:] for label in self.labels if label != "O"}
 
     def loss_pairs(self, features, outputs):
-        return torch.tensor(np.concatenate(outputs)), torch.tensor([i for feature in features for i in feature["labels"]])
+        return (torch.tensor(np.concatenate(outputs)),
+                torch.tensor([i for feature in features for i in feature["labels"]]))
 
     def score(self, rows, predictions):
         return entity_scores([list(row["tags"]) for row in rows], [p["tags"] for p in predictions])
 
     def intervals(self, rows, predictions, **options):
-        return bootstrap_entity_scores([list(row["tags"]) for row in rows], [p["tags"] for p in predictions], **options)
+        return bootstrap_entity_scores([list(row["tags"]) for row in rows],
+                                       [p["tags"] for p in predictions], **options)
 
 # %% ../nbs/05_tasks.ipynb #698b67f9
 def without_nan(value):
@@ -180,7 +193,7 @@ def softmax(logits: np.ndarray,    # raw scores, shape (..., n_classes)
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
-# %% ../nbs/05_tasks.ipynb #f5e48afd
+# %% ../nbs/05_tasks.ipynb #ecdb3c3f
 class SequenceClassification(Task):
     "One label for a text, or a pair of texts."
     name = "text-classification"
@@ -193,8 +206,10 @@ class SequenceClassification(Task):
 
     @classmethod
     def labels_of(cls, data):
-        found = {label for part in data.values() for row in part.select_columns("label") for label in row_labels(row)}
-        return sorted(found, key=lambda label: (not label.lstrip("-").isdigit(), int(label) if label.lstrip("-").isdigit() else 0, label))
+        found = {label for part in data.values() for row in part.select_columns("label")
+                 for label in row_labels(row)}
+        return sorted(found, key=lambda label: (not label.lstrip("-").isdigit(),
+                                                int(label) if label.lstrip("-").isdigit() else 0, label))
 
     def config(self): return {**super().config(), "problem_type": self.problem_type}
 
@@ -213,15 +228,17 @@ class SequenceClassification(Task):
 
     def decode(self, rows, features, outputs):
         probabilities = softmax(np.stack(outputs)) if outputs else np.zeros((0, len(self.labels)))
-        return [{"label": self.labels[p.argmax()], "score": float(p.max()), "probabilities": p} for p in probabilities]
+        return [{"label": self.labels[p.argmax()], "score": float(p.max()), "probabilities": p}
+                for p in probabilities]
 
     def score(self, rows, predictions):
         return classification_scores([row["label"] for row in rows], [p["label"] for p in predictions])
 
     def intervals(self, rows, predictions, **options):
-        return bootstrap_classification_scores([row["label"] for row in rows], [p["label"] for p in predictions], **options)
+        return bootstrap_classification_scores([row["label"] for row in rows],
+                                               [p["label"] for p in predictions], **options)
 
-# %% ../nbs/05_tasks.ipynb #c3336024
+# %% ../nbs/05_tasks.ipynb #f8fdc89d
 class MultiLabelClassification(SequenceClassification):
     "Any number of labels for a text."
     name = "multi-label-classification"
@@ -234,8 +251,8 @@ class MultiLabelClassification(SequenceClassification):
 
     def decode(self, rows, features, outputs):
         probabilities = [1 / (1 + np.exp(-np.clip(logits, -50, 50))) for logits in outputs]
-        return [{"label": [name for name, p in zip(self.labels, row) if p >= self.threshold], "score": float(row.max()),
-                 "probabilities": row} for row in probabilities]
+        return [{"label": [name for name, p in zip(self.labels, row) if p >= self.threshold],
+                 "score": float(row.max()), "probabilities": row} for row in probabilities]
 
 
 class Regression(SequenceClassification):
@@ -260,10 +277,12 @@ class Regression(SequenceClassification):
         return regression_scores([row["label"] for row in rows], [p["label"] for p in predictions])
 
     def intervals(self, rows, predictions, **options):
-        return bootstrap_scores(regression_scores, [row["label"] for row in rows], [p["label"] for p in predictions], **options)
+        return bootstrap_scores(regression_scores, [row["label"] for row in rows],
+                                [p["label"] for p in predictions], **options)
 
-# %% ../nbs/05_tasks.ipynb #c78d91bc
-TASKS = {kind.name: kind for kind in (TokenClassification, SequenceClassification, MultiLabelClassification, Regression)}
+# %% ../nbs/05_tasks.ipynb #01882840
+TASKS = {kind.name: kind for kind in (TokenClassification, SequenceClassification,
+                                      MultiLabelClassification, Regression)}
 
 def get_task(name: str,      # a name in `TASKS`
             ) -> type:       # the task's class
@@ -282,11 +301,13 @@ def infer_task(data,         # DatasetDict in the schema
     candidates = [get_task(name)] if name else list(TASKS.values())
     task = next((task for task in candidates if task.fits(columns, kind)), None)
     if task is None:
-        raise InputError(f"the columns {', '.join(columns)} do not fit {'the task ' + name if name else 'any task'}",
+        raise InputError(f"the columns {', '.join(columns)} do not fit "
+                         f"{'the task ' + name if name else 'any task'}",
                          "token classification needs tokens and tags, the others text and label")
     labels = task.labels_of(data)
     if len(labels) < 2 and kind != "number":
-        raise InputError(f"only one label ({', '.join(map(str, labels))}) in the data", "a classifier needs at least two")
+        raise InputError(f"only one label ({', '.join(map(str, labels))}) in the data",
+                         "a classifier needs at least two")
     _warn_unseen(task, data, labels)
     return task(labels)
 
@@ -296,13 +317,15 @@ def _warn_unseen(task, data, labels):
         seen = {label for row in data["train"] for label in row_labels(row)}
         unseen = sorted({label for part in data.values() for row in part for label in row_labels(row)} - seen)
         if unseen:
-            logger.warning("no training row has the label(s) %s: they count in the scores but cannot be learned", ", ".join(unseen))
+            logger.warning("no training row has the label(s) %s: "
+                           "they count in the scores but cannot be learned", ", ".join(unseen))
 
-# %% ../nbs/05_tasks.ipynb #22246ed4
+# %% ../nbs/05_tasks.ipynb #d94f1657
 def task_of_model(config,           # configuration of a saved model
                   name: str = "",   # for the error message
                  ) -> Task:         # with the labels that the model knows
-    "The task that a model was fine-tuned for. Raises `InputError` for a model without a head that safetune knows."
+    """The task that a model was fine-tuned for.
+    Raises `InputError` for a model without a head that safetune knows."""
     architecture = (config.architectures or [""])[0]
     labels = [config.id2label[i] for i in range(len(config.id2label or {}))]
     if architecture.endswith("ForTokenClassification"):
@@ -310,10 +333,11 @@ def task_of_model(config,           # configuration of a saved model
     if architecture.endswith("ForSequenceClassification"):
         kinds = {task.problem_type: task for task in (MultiLabelClassification, Regression)}
         return kinds.get(config.problem_type, SequenceClassification)(labels)
-    raise InputError(f"the model ({architecture or 'no architecture named'}) has no head for a task that safetune knows",
+    raise InputError(f"the model ({architecture or 'no architecture named'}) "
+                     "has no head for a task that safetune knows",
                      "fine-tune it first with safetune train", name)
 
-# %% ../nbs/05_tasks.ipynb #9cd7508f
+# %% ../nbs/05_tasks.ipynb #33cea0b0
 def load_tokenizer(name: str,      # folder or Hub name
                   ):               # a fast tokenizer with a padding token
     "The tokenizer of a model. Raises `InputError` if it cannot be had or is not a fast one."
@@ -323,7 +347,8 @@ def load_tokenizer(name: str,      # folder or Hub name
         if "add_prefix_space" in tokenizer.init_kwargs:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no tokenizer can be loaded ({_first_line(error)})", "check the folder or the Hub name, and the network", name) from None
+        raise InputError(f"no tokenizer can be loaded ({_first_line(error)})",
+                         "check the folder or the Hub name, and the network", name) from None
     if not tokenizer.is_fast:
         raise InputError("has no fast tokenizer", "choose a model that has a tokenizer.json", name)
     if tokenizer.pad_token is None:
@@ -350,7 +375,8 @@ def load_model(name: str,        # folder or Hub name
         model = head.from_pretrained(name, use_safetensors=True, trust_remote_code=False,
                                      ignore_mismatched_sizes=new_head, dtype=torch.float32, **settings)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no model can be loaded ({_first_line(error)})", "check the folder or the Hub name, and the network", name) from None
+        raise InputError(f"no model can be loaded ({_first_line(error)})",
+                         "check the folder or the Hub name, and the network", name) from None
     finally:
         transformers.logging.set_verbosity(verbosity)
     return model.eval()
@@ -365,16 +391,17 @@ def max_input_length(tokenizer, config,
         positions -= 2  # their position numbers start after the padding index
     return int(min(tokenizer.model_max_length, positions))
 
-# %% ../nbs/05_tasks.ipynb #af4ba766
+# %% ../nbs/05_tasks.ipynb #6279aee9
 class Collator:
     "Pads features to the longest of their batch; what is not a model input is left out."
     def __init__(self, tokenizer, multiple_of: int = 1):
-        self.fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id,
-                     "labels": IGNORE_INDEX}
+        self.fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0,
+                     "token_type_ids": tokenizer.pad_token_type_id, "labels": IGNORE_INDEX}
         self.multiple_of = multiple_of
 
     def __call__(self, features: list,   # dicts of lists
-                ) -> dict:               # tensors of shape (n_features, longest), or (n_features, ...) for labels of a text
+                # tensors of shape (n_features, longest), or (n_features, ...) for labels of a text
+                ) -> dict:
         width = max(len(feature["input_ids"]) for feature in features)
         width = -(-width // self.multiple_of) * self.multiple_of
         batch = {}
@@ -387,7 +414,7 @@ class Collator:
             batch[name] = torch.tensor(values)
         return batch
 
-# %% ../nbs/05_tasks.ipynb #6e5c5daa
+# %% ../nbs/05_tasks.ipynb #0280bd89
 @torch.inference_mode()
 def run_model(model,                     # transformers model with the task's head
               task: Task,
@@ -409,7 +436,8 @@ def run_model(model,                     # transformers model with the task's he
     model.eval()
     try:
         for members in batches:
-            batch = {name: tensor.to(model.device) for name, tensor in collate([features[i] for i in members]).items()}
+            batch = {name: tensor.to(model.device)
+                     for name, tensor in collate([features[i] for i in members]).items()}
             for i, output in zip(members, task.forward(model, batch)):
                 outputs[i] = output[:lengths[i]] if "word_at" in features[i] else output
     finally:
