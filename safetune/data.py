@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'COLUMN_NAMES', 'IGNORE_INDEX', 'InputError', 'Report', 'read_text', 'parse_tag',
-           'detect_scheme', 'to_iob2', 'read_conll', 'read_csv', 'read_json', 'read_parquet', 'map_columns',
-           'check_token_row', 'normalise_tags', 'check_text_row', 'label_kind', 'give_ids', 'to_schema', 'split_name',
-           'read_file', 'load_data', 'example_encoder', 'entity_types', 'row_labels', 'describe', 'text_key',
-           'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'split_words',
+           'detect_scheme', 'to_iob2', 'read_conll', 'read_csv', 'well_formed', 'read_json', 'read_parquet',
+           'map_columns', 'check_token_row', 'normalise_tags', 'check_text_row', 'label_kind', 'give_ids', 'to_schema',
+           'split_name', 'read_file', 'load_data', 'example_encoder', 'entity_types', 'row_labels', 'describe',
+           'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'split_words',
            'TokenBudgetSampler']
 
 # %% ../nbs/02_data.ipynb #a30432b9
@@ -239,7 +239,17 @@ def read_csv(path: Path,      # comma-, semicolon-, tab- or bar-separated file w
         raise InputError(f"not valid CSV ({error})", "quote fields and close every quote",
                          path, number + 1) from None
 
-# %% ../nbs/02_data.ipynb #e93e47a8
+# %% ../nbs/02_data.ipynb #d9373716
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+def well_formed(thing):
+    "A text, list or row with U+FFFD for halves of characters (surrogates), which no tokenizer takes."
+    if isinstance(thing, str):
+        return _SURROGATE.sub("\ufffd", thing)
+    if isinstance(thing, dict):
+        return {key: well_formed(value) for key, value in thing.items()}
+    return [well_formed(value) for value in thing] if isinstance(thing, (list, tuple)) else thing
+
 def read_json(path: Path,      # one JSON object a line, or one JSON list of objects
               report: Report,  # what to do about a line that is not valid JSON
              ):                # yields (row number, dict)
@@ -260,7 +270,11 @@ def read_json(path: Path,      # one JSON object a line, or one JSON list of obj
         except (json.JSONDecodeError, RecursionError) as error:
             row = error
         if isinstance(row, dict):
-            yield number, row
+            whole = well_formed(row) if "\\ud" in line.lower() else row
+            if whole != row:
+                report.found("half a character", r"a \u escape stands for half a character (a lone surrogate)",
+                             "write the whole character", "put U+FFFD in its place", path, number)
+            yield number, whole
         else:
             what = getattr(row, "msg", f"a {type(row).__name__}, not an object")
             report.found("invalid JSON", f"the line is not a JSON object ({what})",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['complete', 'check_item', 'Predictor', 'to_json']
 
-# %% ../nbs/07_predict.ipynb #9e905db3
+# %% ../nbs/07_predict.ipynb #1a251801
 import itertools
 import os
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from .data import InputError
+from .data import InputError, well_formed
 from .metrics import entities
 from .tasks import Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model
 
@@ -57,7 +57,7 @@ def check_item(item, number: int):
         raise InputError(f"the item is a {type(item).__name__}", "give a text, a list of tokens or a row",
                          "input", number)
 
-# %% ../nbs/07_predict.ipynb #88c53f0f
+# %% ../nbs/07_predict.ipynb #720b19f4
 class Predictor:
     """Predictions of a saved model, a Hub model, a model in memory, or a function
     (list of rows -> list of answers). Raises `InputError` if it cannot be had."""
@@ -137,7 +137,7 @@ class Predictor:
 
     def _read(self, item, number):
         check_item(item, number)
-        return self.task.read(item)
+        return self.task.read(well_formed(item))
 
     def stream(self,
                items,                # any iterable, also an endless one
