@@ -42,7 +42,7 @@ def _numbers(values,            # numbers, any shape
                         row=int(bad[0][0]) + 1 if array.ndim else 0)
     return array
 
-# %% ../nbs/10_checks.ipynb #92863d81
+# %% ../nbs/10_checks.ipynb #32fb2f9c
 VERDICTS = ("fail", "not enough evidence", "pass", "no gate", "not run")    # the worst first
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gate:
         return "pass" if good else "fail"
 
     def __str__(self) -> str:
-        return f"at {'most' if self.kind == 'max' else 'least'} {_short(self.limit)}"
+        return f"at {'most' if self.kind == 'max' else 'least'} {self.limit:g}"
 
 def _short(number: float) -> str:
     "A number with three digits that matter, as a reader expects it."
@@ -93,7 +93,7 @@ def standard_error(interval: Interval) -> float:    # inf for an interval withou
     width = interval.high - interval.low
     return float("inf") if math.isnan(width) else width / (2 * stats.norm.ppf((1 + interval.confidence) / 2))
 
-# %% ../nbs/10_checks.ipynb #24a57f4b
+# %% ../nbs/10_checks.ipynb #9945ca31
 COLUMNS = ["name", "measure", "value", "low", "high", "n", "unit", "verdict", "p_value", "p_adjusted",
            "detectable"]
 
@@ -117,6 +117,9 @@ class Result:
             raise InputError(f"the result {name!r} has no interval, no parts and no reason", "give one")
         if interval is not None and not reason:
             _numbers(interval.value, f"values of {name!r}")
+            if interval.low > interval.high or interval.low == math.inf or interval.high == -math.inf:
+                raise InputError(f"the interval of {name!r} runs from {interval.low} to {interval.high}",
+                                 "give its lower end first")
             if interval.n <= 0:
                 raise CannotRun(f"the value of {name!r} stands on no {unit}", "give rows that it can use")
         if p_value is not None and not 0 <= p_value <= 1:
@@ -400,7 +403,7 @@ class Check:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.question} Gate: {self.gate or 'none'}.)"
 
-# %% ../nbs/10_checks.ipynb #0b583038
+# %% ../nbs/10_checks.ipynb #34ab555f
 def wilson(successes: float,          # how many trials succeeded
            n: int,                    # how many trials
            confidence: float = 0.95,  # nominal coverage
@@ -416,7 +419,10 @@ def wilson(successes: float,          # how many trials succeeded
 def _join(a: Interval, b: Interval, correlation: float = 0.0) -> tuple[float, float]:    # low, high of a - b
     "Interval of a difference from the intervals of its terms (Newcombe 1998; Zou and Donner 2008)."
     down, up = (a.value - a.low, b.high - b.value), (a.high - a.value, b.value - b.low)
-    low, high = (math.sqrt(max(0.0, x * x + y * y - 2 * correlation * x * y)) for x, y in (down, up))
+    def length(x, y):
+        square = x * x + y * y - 2 * correlation * x * y
+        return math.sqrt(max(0.0, square)) if math.isfinite(x + y) else math.inf
+    low, high = length(*down), length(*up)
     return a.value - b.value - low, a.value - b.value + high
 
 def newcombe(successes_a: float, n_a: int,    # of the first sample
@@ -541,35 +547,46 @@ def cluster_bootstrap(counts,                    # what is summed, shape (rows, 
     kind = "t" if bounds is None else "score"
     return Interval(value, low, high, m, confidence, f"bootstrap {kind}, {words}")
 
-# %% ../nbs/10_checks.ipynb #4d24ed85
-def cluster_difference(counts_a, counts_b,          # what is summed in each group, shapes (rows, k)
-                       statistic: Callable,         # sums (..., k) -> (...)
+# %% ../nbs/10_checks.ipynb #6afbed83
+def _togetherness(counts_a, counts_b, statistic: Callable, clusters_a, clusters_b, resamples: int, seed: int,
+                 ) -> tuple[int, float]:    # number of clusters, correlation of the two values over resamples
+    "How far the values of two groups move together because clusters hold rows of both."
+    left, right = (np.asarray(rows, dtype=float).reshape(len(rows), -1) for rows in (counts_a, counts_b))
+    k = left.shape[1]
+    table = np.zeros((len(left) + len(right), 2 * k))
+    table[:len(left), :k], table[len(left):, k:] = left, right
+    units = _per_cluster(table, np.concatenate([clusters_a, clusters_b]))
+    drawn = _totals(units, resamples, seed)
+    with np.errstate(all="ignore"):
+        pair = np.stack([statistic(drawn[:, :k]), statistic(drawn[:, k:])])
+        pair = pair[:, np.isfinite(pair).all(axis=0)]
+        return len(units), float(np.nan_to_num(np.corrcoef(pair)[0, 1])) if pair.shape[1] > 1 else 0.0
+
+def cluster_difference(counts_a, counts_b,            # what is summed in each group, shapes (rows, k)
+                       statistic: Callable,           # sums (..., k) -> (...), as in `cluster_bootstrap`
                        clusters_a: Sequence = None,   # keys of the rows; a key in both groups is one cluster
                        clusters_b: Sequence = None,   # None: each row by itself
-                       resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
-                       bounds=(0.0, 1.0),           # of the statistic in one group
-                      ) -> Interval:                # of a - b; n counts clusters; errors as there
+                       resamples: int = 2000,         # bootstrap samples
+                       confidence: float = 0.95,      # nominal coverage
+                       seed: int = 0,                 # same seed, same interval
+                       bounds=(0.0, 1.0),             # of the statistic in one group, or None
+                      ) -> Interval:                  # of a - b; n counts clusters; errors as there
     "Difference of a statistic between two groups of rows. For paired values use `cluster_bootstrap`."
     options = {"resamples": resamples, "confidence": confidence, "seed": seed, "bounds": bounds,
                "few": False}    # the variance of a difference rests on the clusters of both groups
     a = cluster_bootstrap(counts_a, statistic, clusters_a, **options)
     b = cluster_bootstrap(counts_b, statistic, clusters_b, **options)
-    correlation, n = 0.0, a.n + b.n
+    n, correlation = a.n + b.n, 0.0
     if clusters_a is not None and clusters_b is not None:
-        keys, member = np.unique(np.concatenate([clusters_a, clusters_b]), return_inverse=True)
-        n = len(keys)
-        if n < a.n + b.n:        # some clusters hold rows of both groups
-            left, right = np.asarray(counts_a, dtype=float), np.asarray(counts_b, dtype=float)
-            table = np.zeros((len(left) + len(right), 2 * left.shape[1]))
-            table[:len(left), :left.shape[1]], table[len(left):, left.shape[1]:] = left, right
-            drawn = _totals(_per_cluster(table, member), resamples, seed)
-            with np.errstate(all="ignore"):
-                pair = np.stack([statistic(drawn[:, :left.shape[1]]), statistic(drawn[:, left.shape[1]:])])
-                pair = pair[:, np.isfinite(pair).all(axis=0)]
-                correlation = float(np.nan_to_num(np.corrcoef(pair)[0, 1])) if pair.shape[1] > 1 else 0.0
-    low, high = _join(a, b, correlation)
+        n, correlation = _togetherness(counts_a, counts_b, statistic, clusters_a, clusters_b, resamples, seed)
+        correlation = correlation if n < a.n + b.n else 0.0    # without shared clusters it is noise
+    value, (low, high) = a.value - b.value, _join(a, b, correlation)
+    if bounds is not None:       # never shorter than what unseen clusters may do, and within the bounds
+        width = bounds[1] - bounds[0]
+        unseen = width * wilson(0, n, confidence).high
+        low, high = max(-width, min(low, value - unseen)), min(width, max(high, value + unseen))
     method = f"difference of bootstrap score intervals, {resamples:,} resamples"
-    return Interval(a.value - b.value, low, high, n, confidence, method)
+    return Interval(value, low, high, n, confidence, method)
 
 # %% ../nbs/10_checks.ipynb #550161aa
 def paired_permutation(a, b,                        # values for the same rows, such as right (1) or wrong (0)
@@ -666,7 +683,7 @@ def _p_values(p) -> np.ndarray:
         raise CannotRun("some p-values lie outside 0..1", "give probabilities")
     return p
 
-# %% ../nbs/10_checks.ipynb #bace34e4
+# %% ../nbs/10_checks.ipynb #32204932
 def gate_p_value(interval: Interval, gate: Gate) -> float:    # one-sided
     "P-value of 'the gate holds': the interval inverted, normal, by its half-width on the side of the limit."
     distance = interval.value - gate.limit if gate.kind == "max" else gate.limit - interval.value
@@ -676,7 +693,7 @@ def gate_p_value(interval: Interval, gate: Gate) -> float:    # one-sided
         return 1.0
     if half <= 0:
         return 0.0 if distance > 0 else 1.0
-    return float(stats.norm.sf(distance * stats.norm.ppf((1 + interval.confidence) / 2) / half))
+    return float(stats.norm.sf(distance / half * float(stats.norm.ppf((1 + interval.confidence) / 2))))
 
 def _family(results: Sequence[Result]) -> list[Result]:
     "All results and parts that have a p-value, in order."
