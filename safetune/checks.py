@@ -93,10 +93,7 @@ def standard_error(interval: Interval) -> float:    # inf for an interval withou
     width = interval.high - interval.low
     return float("inf") if math.isnan(width) else width / (2 * stats.norm.ppf((1 + interval.confidence) / 2))
 
-# %% ../nbs/10_checks.ipynb #9945ca31
-COLUMNS = ["name", "measure", "value", "low", "high", "n", "unit", "verdict", "p_value", "p_adjusted",
-           "detectable"]
-
+# %% ../nbs/10_checks.ipynb #2a6f08db
 class Result:
     "What a check found. Raises `CannotRun` if the value is no number, `InputError` without value and reason."
     def __init__(self,
@@ -170,7 +167,10 @@ class Result:
     def __repr__(self) -> str:
         return f"Result({self.name!r}, {self.verdict}: {self.sentence})"
 
-# %% ../nbs/10_checks.ipynb #f1892cce
+# %% ../nbs/10_checks.ipynb #4a43068b
+COLUMNS = ["name", "measure", "value", "low", "high", "n", "unit", "verdict", "p_value", "p_adjusted",
+           "detectable"]    # of the table of parts
+
 def _own_verdict(result: Result) -> str:    # one of VERDICTS
     "Verdict of the result's own gate on its own interval, after correction for many tests."
     if result.reason:
