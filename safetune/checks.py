@@ -8,22 +8,20 @@ __all__ = ['VERDICTS', 'COLUMNS', 'INTERVAL_FIELDS', 'COLOURS', 'CannotRun', 'Ga
            'paired_permutation', 'permutation_test', 'benjamini_hochberg', 'holm', 'gate_p_value', 'correct',
            'detection_table', 'plot_detection']
 
-# %% ../nbs/10_checks.ipynb #6cecdb95
+# %% ../nbs/10_checks.ipynb #d99eb32f
 import html
 import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from .data import InputError
 from .metrics import Interval, _per_cluster, _resampled_totals, wilson_interval
-
-if TYPE_CHECKING:    # imported where they are used; here only for the signatures
-    import pandas
 
 # %% ../nbs/10_checks.ipynb #4b9bb906
 class CannotRun(InputError):
@@ -93,7 +91,7 @@ def standard_error(interval: Interval) -> float:    # inf for an interval withou
     width = interval.high - interval.low
     return float("inf") if math.isnan(width) else width / (2 * stats.norm.ppf((1 + interval.confidence) / 2))
 
-# %% ../nbs/10_checks.ipynb #2a6f08db
+# %% ../nbs/10_checks.ipynb #45a9cd82
 class Result:
     "What a check found. Raises `CannotRun` if the value is no number, `InputError` without value and reason."
     def __init__(self,
@@ -155,11 +153,10 @@ class Result:
         "A result from what `to_dict` wrote; the figure is lost, the verdict is decided again."
         return _from_dict(data)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         "A table with one row for each part, or one row if there are no parts."
-        import pandas
         lines = [{name: getattr(part, name) for name in COLUMNS} for part in self.parts or [self]]
-        return pandas.DataFrame(lines, columns=COLUMNS)
+        return pd.DataFrame(lines, columns=COLUMNS)
 
     def _repr_html_(self) -> str:
         return _to_html(self)
@@ -715,16 +712,15 @@ def correct(results: Sequence[Result],   # of one audit; or one result
             result.p_adjusted, result.tests = float(p), len(family)
     return results
 
-# %% ../nbs/10_checks.ipynb #396e4e82
+# %% ../nbs/10_checks.ipynb #91c01f88
 def detection_table(run: Callable,                    # case -> Result, or True where a fault is seen
                     faulty: Mapping[Any, Callable],   # size of the fault -> (seed -> case)
                     clean: Callable | Mapping,        # seed -> case; or name -> (seed -> case)
                     seeds: int | Sequence[int] = 20,  # how many, or which
                     confidence: float = 0.95,         # of the intervals
                     title: str = "proof",             # of the progress bar
-                   ) -> "pandas.DataFrame":           # a row for each size, then the clean cases
+                   ) -> pd.DataFrame:           # a row for each size, then the clean cases
     "Detection and false-alarm rates of a check with Wilson intervals. CannotRun where no case of a kind ran."
-    import pandas
     from tqdm.auto import tqdm
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     clean = clean if isinstance(clean, Mapping) else {"clean": clean}
@@ -744,9 +740,9 @@ def detection_table(run: Callable,                    # case -> Result, or True 
             lines.append({"kind": kind, "size": size, "n": ran, "detections": seen.count("fail"),
                           "rate": rate.value, "low": rate.low, "high": rate.high,
                           "undecided": seen.count("not enough evidence"), "not_run": len(seen) - ran})
-    return pandas.DataFrame(lines)
+    return pd.DataFrame(lines)
 
-def plot_detection(table: "pandas.DataFrame",   # from detection_table
+def plot_detection(table: pd.DataFrame,   # from detection_table
                    ax=None,                     # matplotlib axes; None: a new figure
                   ):                            # the axes
     "Detection and false-alarm rates with their intervals, beside the marks of 90% and 5%."
