@@ -69,14 +69,13 @@ def results(draw, depth=1):
                   draw(st.lists(results(depth=0), max_size=3)) if depth else (), reason=reason)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(results(), min_size=1, max_size=3))
 def test_any_result_survives_json_and_shows_itself(found):
     correct(found)
     for result in found:
         text = result.to_json()
-        assert "NaN" not in json.dumps(json.loads(text, parse_constant=pytest.fail))
-        again = Result.from_dict(json.loads(text))
+        again = Result.from_dict(json.loads(text, parse_constant=pytest.fail))  # NaN is not JSON
         assert again.to_dict() == result.to_dict() and again.verdict == result.verdict in VERDICTS
         assert len(result.to_frame()) == max(1, len(result.parts))
         assert result.sentence and result.decision and result._repr_html_().startswith("<div>")

@@ -19,13 +19,14 @@ def encoder(tmp_path_factory):
 
 
 def test_minilm_learns_from_wnut17(wnut17, minilm):
-    "A tenth of the training split, two epochs: far from the full figure, but far above nothing."
+    "An eighth of the training split, three epochs: far from the full figure, but far above nothing."
     data = load_data(wnut17)
-    part = DatasetDict(train=data["train"].select(range(0, 3394, 12)), validation=data["validation"].select(range(0, 1009, 10)), test=data["test"].select(range(0, 1287, 10)))
+    steps = {"train": 8, "validation": 10, "test": 10}
+    part = DatasetDict({split: data[split].select(range(0, len(data[split]), step)) for split, step in steps.items()})
     tuner = Tuner(part, minilm, progress=False)
-    history = tuner.fit(epochs=2, lr=3e-4, warmup=0.1)
-    assert history.validation_loss.iloc[-1] < 0.7 * history.validation_loss.iloc[0] or history.f1.iloc[-1] > 0.15
-    assert tuner.evaluate("test")["f1"] > 0.05
+    history = tuner.fit(epochs=3, lr=2e-4)
+    assert history.validation_loss.min() < 0.9 * history.validation_loss.iloc[0] and history.f1.max() > 0.15
+    assert tuner.evaluate("test")["f1"] > 0.1
 
 
 def test_the_best_epoch_is_restored(encoder):
