@@ -22,6 +22,8 @@ os.environ.update(
     HTTPS_PROXY="http://127.0.0.1:9",
     NO_PROXY="localhost,127.0.0.1",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads of their own would only wait for each other
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="session")
