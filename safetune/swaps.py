@@ -18,7 +18,7 @@ from typing import NamedTuple
 from .data import InputError, Report, read_text, split_words
 from .metrics import entities
 
-# %% ../nbs/11a_swaps.ipynb #b54cc6a9
+# %% ../nbs/11a_swaps.ipynb #d4121974
 SPECIAL_COLUMNS = ("term", "role", "key", "when", "ambiguous")
 
 class Term(NamedTuple):
@@ -49,6 +49,7 @@ class Terms:
             text = self.joint.join(term.words)
             self.index.setdefault(text.lower() if self.any_case else text, []).append(term)
         self.longest = max((len(term.words) for term in self.terms), default=0)
+        self.first = {words[0].lower()[:1 if not self.joint else None] for t in self.terms if (words := t.words)}
 
     def __repr__(self):
         counts = {a: len({t.groups[a] for t in self.terms if t.groups[a]}) for a in self.attributes}
@@ -154,7 +155,7 @@ def edit_text(text: str,      # raw text
         at, shift, word = last, shift + len(new) - (last - first), edit.end
     return "".join(pieces) + text[at:], moved + [(a + shift, b + shift) for a, b in offsets[word:]]
 
-# %% ../nbs/11a_swaps.ipynb #7dd05fe0
+# %% ../nbs/11a_swaps.ipynb #39ebee82
 class Match(NamedTuple):
     "A term found in a sentence."
     start: int      # first word
@@ -181,8 +182,9 @@ def find_terms(terms: Terms,         # what to look for
     owner, spans = _span_of_words(words, tags) if tags is not None else (None, [])
     found, at = [], 0
     while at < len(words):
-        match = next((m for end in range(min(len(words), at + terms.longest), at, -1)
-                      if (m := _match(terms, words, owner, spans, at, end))), None)
+        begins = words[at].lower()[:None if terms.joint else 1] in terms.first
+        ends = range(min(len(words), at + terms.longest), at, -1) if begins else ()
+        match = next((m for end in ends if (m := _match(terms, words, owner, spans, at, end))), None)
         found += [match] if match else []
         at = match.end if match else at + 1
     return found
