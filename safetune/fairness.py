@@ -6,9 +6,10 @@
 __all__ = ['GROUP_METRICS', 'WORD_METRICS', 'SKIPPED', 'confusion_counts', 'ratio_counts', 'group_values', 'metric_frame',
            'cluster_keys', 'GroupGap', 'judge', 'plot_groups', 'demographic_parity', 'equalised_odds',
            'calibration_by_group', 'name_groups', 'Counterfactual', 'plot_gaps', 'load_pairs', 'masked_copies',
-           'pseudo_log_likelihoods', 'PairPreference', 'load_weat', 'embed_words', 'WordAssociation']
+           'pseudo_log_likelihoods', 'PairPreference', 'load_weat', 'embed_words', 'WordAssociation', 'reweigh',
+           'resample', 'augment', 'GroupThresholds', 'compare']
 
-# %% ../nbs/12_fairness.ipynb #b1d588e4
+# %% ../nbs/12_fairness.ipynb #4ca3bfc7
 import csv
 import json
 import random
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, cluster_difference, correct,
-                             gate_p_value, paired_permutation, permutation_test, plot_parts, wilson)
+                             gate_p_value, paired_permutation, permutation_test, plot_parts)
 from .data import InputError, Report, TokenBudgetSampler, read_text, split_words
 from .metrics import Interval, entity_counts
 from .tasks import load_tokenizer
@@ -525,7 +526,7 @@ def masked_copies(tokenizer,       # a tokenizer with a mask token
                     copies[side].append((ids[side], start + k))
     return copies
 
-# %% ../nbs/12_fairness.ipynb #85a0ba63
+# %% ../nbs/12_fairness.ipynb #e6a284a2
 def pseudo_log_likelihoods(model, tokenizer,            # a masked language model and its tokenizer
                            pairs: list,                 # from `load_pairs`
                            batch_tokens: int = 8192,    # tokens in a batch
@@ -557,18 +558,21 @@ class PairPreference(Check):
         model, tokenizer = _masked_model(predictor)
         scores = pseudo_log_likelihoods(model, tokenizer, pairs)
         prefers = (scores[:, 0] > scores[:, 1]) + 0.5 * (scores[:, 0] == scores[:, 1])
+        keys = [pair.get("cluster") or f"pair {i}" for i, pair in enumerate(pairs)]
         kinds = Counter(pair["bias_type"] for pair in pairs)
-        parts = [self._part(kind, prefers[[p["bias_type"] == kind for p in pairs]], False) for kind in kinds] if len(kinds) > 1 else []
-        whole = self._part("all pairs", prefers, True)
+        parts = [self._part(kind, prefers[(mine := [p["bias_type"] == kind for p in pairs])], False,
+                            [key for key, yes in zip(keys, mine) if yes]) for kind in kinds] if len(kinds) > 1 else []
+        whole = self._part("all pairs", prefers, True, keys)
         rows = [{**pair, "score_more": round(a, 2), "score_less": round(b, 2)} for pair, (a, b) in zip(pairs, scores.tolist()) if a > b]
         return Result(self.name, f"distance from one half of the share that prefers the stereotype ({prefers.mean():.2f})", whole.interval,
                       "pairs", self.gate, whole.p_value, parts=parts, rows=rows[:10])
 
-    def _part(self, name, prefers, judged):
-        "Distance of a share from one half, with the Wilson interval of the share."
-        share = wilson(prefers.sum(), len(prefers), self.confidence)
-        signed = Interval(share.value - 0.5, share.low - 0.5, share.high - 0.5, share.n, share.confidence, share.method)
-        p = paired_permutation(prefers, np.full(len(prefers), 0.5), seed=self.seed)[1]
+    def _part(self, name, prefers, judged, keys):
+        "Distance of a share from one half; pairs with the same `cluster` are variants of one pair."
+        table = np.stack([prefers, np.ones(len(prefers))], axis=1)
+        share = cluster_bootstrap(table, _ratio, keys, self.resamples, self.confidence, self.seed)
+        signed = Interval(share.value - 0.5, share.low - 0.5, share.high - 0.5, len(prefers), share.confidence, share.method)
+        p = paired_permutation(prefers, np.full(len(prefers), 0.5), keys, seed=self.seed)[1]
         return _judged(name, "distance from one half", _without_sign(signed), "pairs", self.gate if judged else None, p)
 
 def _masked_model(source):
@@ -637,3 +641,135 @@ def _effect_size(sums: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         variance = (squares - (x + y) ** 2 / n) / (n - 1)
         return np.where(variance > 1e-15, (x / n_x - y / n_y) / np.sqrt(np.maximum(variance, 1e-15)), np.nan)
+
+# %% ../nbs/12_fairness.ipynb #b2c507b7
+def reweigh(rows: list,               # training rows
+            column,                   # metadata column, or a pair of them
+            label=None,               # row -> label; None: its label, or for tagged rows the set of its entity types
+           ) -> np.ndarray:           # one weight a row, mean 1; 1 for rows without a group
+    "Weights under which group and label are independent (Kamiran and Calders 2012, section 5.2)."
+    label = label or (lambda row: str(sorted({kind for kind, _, _ in read_spans(row["tags"])}) if "tags" in row else row["label"]))
+    groups, labels = group_values(rows, column), np.array([str(label(row)) for row in rows], dtype=object)
+    inside, weights = groups != "", np.ones(len(rows))
+    n, of_group, of_label = inside.sum(), Counter(groups[inside]), Counter(labels[inside])
+    of_both = Counter(zip(groups[inside], labels[inside]))
+    for i in np.flatnonzero(inside):
+        weights[i] = of_group[groups[i]] * of_label[labels[i]] / (n * of_both[groups[i], labels[i]])
+    return weights
+
+def resample(rows: list,            # training rows
+             weights: np.ndarray,   # from `reweigh`
+             seed: int = 0,
+            ) -> list:              # as many rows, drawn by weight
+    "Draw rows in proportion to their weights, each as often as it is due on average (systematic sampling)."
+    ends = np.cumsum(weights) / np.sum(weights) * len(rows)
+    start = random.Random(seed).random()
+    picked = np.searchsorted(ends, start + np.arange(len(rows)), side="right")
+    return [rows[min(i, len(rows) - 1)] for i in picked]
+
+def augment(rows: list,              # training rows
+            swap="names by gender",  # a `Swap`, or a name in `SWAPS`
+            seed: int = 0,           # decides which names are drawn
+            keep: bool = True,       # keep the original beside its versions
+           ) -> list:                # the rows and their versions, which have an id of their own and the same document
+    "Counterfactual data augmentation: rows and all their versions."
+    swap, more = swap if isinstance(swap, Swap) else Swap(swap), []
+    for row in rows:
+        made = swap.versions(row, seed)
+        more += [dict(row)] if keep or not made else []
+        more += [new | ({"id": f"{row['id']}+{group}"} if "id" in row else {}) for group, new in made.rows.items()] if made else []
+    return more
+
+# %% ../nbs/12_fairness.ipynb #85f79548
+class GroupThresholds:
+    "A predictor whose threshold for one label depends on the group of the row. Use it in place of the predictor."
+    def __init__(self,
+                 predictor,              # gives probabilities
+                 column,                 # metadata column of the group; rows without a group keep the answer
+                 label: str,             # the label that is decided by a threshold
+                 equal: str = "recall",  # what shall be equal: "recall" (equal opportunity) or "selection_rate"
+                ):
+        if equal not in ("recall", "selection_rate"):
+            raise InputError(f"equal={equal!r}", "use recall or selection_rate")
+        self.predictor, self.column, self.label, self.equal = predictor, column, label, equal
+        self.task, self.thresholds = predictor.task, {}
+
+    def _scores(self, answers):
+        self.place = _label_places(self.predictor, answers)
+        if self.label not in self.place:
+            raise CannotRun(f"no probability of {self.label!r} in the answers", "give a model with probabilities and a label it knows")
+        return np.array([answer["probabilities"][self.place[self.label]] for answer in answers], dtype=float)
+
+    def fit(self,
+            rows: list,   # rows for choosing the thresholds, not those of the test
+           ):             # itself
+        "Give every group the rate that all rows together have. Raises `CannotRun` for a group without such rows."
+        answers = self.predictor.predict(rows)
+        scores, groups = self._scores(answers), group_values(rows, self.column)
+        chosen = np.array([a["label"] == self.label for a in answers])
+        counted = np.array([self.equal == "selection_rate" or row["label"] == self.label for row in rows]) & (groups != "")
+        rate = chosen[counted].mean() if counted.any() else 0.0
+        for group in sorted(set(groups) - {""}):
+            mine = np.sort(scores[counted & (groups == group)])[::-1]
+            if not len(mine):
+                raise CannotRun(f"group {group!r} has no row with label {self.label!r}", "give more rows to fit on")
+            taken = round(rate * len(mine))
+            above, below = mine[taken - 1] if taken else 1.0, mine[taken] if taken < len(mine) else 0.0
+            self.thresholds[group] = float((above + below) / 2)
+        return self
+
+    def predict(self, rows, **options):
+        "Answers, with the label decided by the threshold of the row's group."
+        rows = list(rows)
+        answers, names = self.predictor.predict(rows, **options), []
+        scores, groups = self._scores(answers), group_values(rows, self.column)
+        names, decided = {i: name for name, i in self.place.items()}, []
+        for answer, score, group in zip(answers, scores, groups):
+            others = np.where(np.arange(len(answer["probabilities"])) == self.place[self.label], -1, answer["probabilities"])
+            best = self.label if score >= self.thresholds.get(group, 2) else names.get(int(np.argmax(others)), answer["label"])
+            decided.append(answer if group not in self.thresholds else answer | {"label": best})
+        return decided
+
+# %% ../nbs/12_fairness.ipynb #0d0a33b7
+def compare(predictors: dict,           # name -> predictor; the first one is "before"
+            rows: list,                 # frozen test rows
+            column,                     # metadata column with two groups, or use `groups`
+            metric: str = "recall",     # of the gap
+            label: str = None,          # positive class or entity type
+            groups: tuple = None,       # the two groups; None: the two that the column has
+            cluster: str = "document", seed: int = 0, resamples: int = 2000, confidence: float = 0.95,
+           ) -> pd.DataFrame:           # a row for each predictor: gap and F1 with intervals, and their paired change
+    "Signed gap (first group minus second) and micro F1, before and after, on the same rows. InputError without two groups."
+    rows, values = list(rows), group_values(list(rows), column)
+    groups = groups or tuple(sorted(set(values) - {""}))
+    if len(groups) != 2:
+        raise InputError(f"{column} has the groups {', '.join(groups)}", "name the two to compare with groups=(...)")
+    keys, first, table = cluster_keys(rows, cluster), None, {}
+    options = {"clusters": keys, "resamples": resamples, "confidence": confidence, "seed": seed, "bounds": (-1, 1)}
+    masks = [(values == group)[:, None] for group in groups]
+    for name, predictor in predictors.items():
+        answers = predictor.predict(rows)
+        gap = ratio_counts(rows, answers, metric, label)[0]
+        now = np.hstack([gap * masks[0], gap * masks[1], _f1_counts(rows, answers)])
+        first = now if first is None else first
+        both, line = np.hstack([now, first]), {}
+        for title, value in (("gap", _gap_of), ("F1", lambda sums: _ratio(sums[..., 4:6]))):
+            one = cluster_bootstrap(both, value, **options)
+            change = cluster_bootstrap(both, lambda sums: (value(sums[..., :6]) - value(sums[..., 6:])) / 2, **options)
+            line |= {title: one.value, f"{title} interval": f"{one.low:.3f} to {one.high:.3f}"}
+            line |= {f"change of {title}": 2 * change.value, f"change of {title}, interval": f"{2 * change.low:.3f} to {2 * change.high:.3f}"}
+        table[name] = line | {"n": len(rows)}
+    for title in ("gap", "F1"):
+        table[next(iter(predictors))] |= {f"change of {title}": None, f"change of {title}, interval": ""}
+    return pd.DataFrame(table).T
+
+def _gap_of(sums: np.ndarray) -> np.ndarray:
+    "Ratio of the first group minus ratio of the second."
+    return _ratio(sums[..., 0:2]) - _ratio(sums[..., 2:4])
+
+def _f1_counts(rows, answers):
+    "Micro F1 as above and below the line: over entities, or over labels (where it is the accuracy)."
+    if "tags" in rows[0]:
+        return ratio_counts(rows, answers, "f1")[0]
+    right = np.array([row["label"] == answer["label"] for row, answer in zip(rows, answers)], dtype=float)
+    return np.stack([right, np.ones(len(rows))], axis=1)
