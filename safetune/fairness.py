@@ -7,9 +7,9 @@ __all__ = ['GROUP_METRICS', 'WORD_METRICS', 'SKIPPED', 'confusion_counts', 'rati
            'cluster_keys', 'GroupGap', 'judge', 'plot_groups', 'demographic_parity', 'equalised_odds',
            'calibration_by_group', 'name_groups', 'Counterfactual', 'plot_gaps', 'load_pairs', 'masked_copies',
            'pseudo_log_likelihoods', 'PairPreference', 'load_weat', 'embed_words', 'WordAssociation', 'reweigh',
-           'resample', 'augment', 'GroupThresholds', 'compare']
+           'resample', 'augment', 'GroupThresholds', 'compare', 'fairness_checks', 'run_fairness', 'summary_table']
 
-# %% ../nbs/12_fairness.ipynb #4ca3bfc7
+# %% ../nbs/12_fairness.ipynb #49bd10c4
 import csv
 import json
 import random
@@ -28,7 +28,7 @@ from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, cluster_
 from .data import InputError, Report, TokenBudgetSampler, read_text, split_words
 from .metrics import Interval, entity_counts
 from .tasks import load_tokenizer
-from .swaps import SWAPS, Swap, find_terms, load_terms, read_spans
+from .swaps import SWAPS, Swap, find_terms, list_terms, load_terms, read_spans
 
 # %% ../nbs/12_fairness.ipynb #36f1a136
 GROUP_METRICS = {   # name -> weights of (tp, fp, fn, tn) above and below the line
@@ -202,7 +202,7 @@ class GroupGap(Check):
             return names, [(f"{a} against {b}", groups == a, groups == b) for a, b in combinations(names, 2)]
         return names, [(name, groups == name, (groups != name) & (groups != "")) for name in names]
 
-# %% ../nbs/12_fairness.ipynb #0a84ac89
+# %% ../nbs/12_fairness.ipynb #9c7bad10
 def judge(self,
           rows: list,         # rows with metadata
           predictions: list,  # of the same rows
@@ -229,7 +229,8 @@ def judge(self,
         raise CannotRun(f"no group of {self.where} has anything to count", "give more rows", )
     worst = (min if self.form == "ratio" else max)(found, key=lambda part: part.value)
     measure = f"{'smallest ratio' if self.form == 'ratio' else 'largest gap'} ({worst.name})"
-    return Result(f"{' and '.join(scores)} by {self.where}", measure, worst.interval, worst.unit, parts=parts,
+    title = " and ".join(metric.replace("_", " ") for metric in self.metrics) + (f" of {self.label}" if self.label else "")
+    return Result(f"{title} by {self.where}", measure, worst.interval, worst.unit, parts=parts,
                   rows=_worst_rows(rows, predictions, groups, worst.name), figure=lambda: plot_groups(scores, parts))
 
 def _score(self, counts, keys, bounds):
@@ -773,3 +774,46 @@ def _f1_counts(rows, answers):
         return ratio_counts(rows, answers, "f1")[0]
     right = np.array([row["label"] == answer["label"] for row, answer in zip(rows, answers)], dtype=float)
     return np.stack([right, np.ones(len(rows))], axis=1)
+
+# %% ../nbs/12_fairness.ipynb #95cf34c8
+def fairness_checks(rows: list,              # rows of the schema
+                    columns=None,            # group columns; None: those of a known name that have two groups or more
+                    swaps=None,              # names of swaps, or `Swap`s; None: all that reach `min_rows` rows
+                    language: str = "en",    # of the lists
+                    min_rows: int = 20,      # rows that a swap must reach
+                    **options,               # of every check: seed, confidence, resamples
+                   ) -> list:                # checks
+    "The fairness checks that a data set allows."
+    tagged, checks = "tags" in rows[0], []
+    known = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country", "language")
+    for column in columns if columns is not None else [name for name in known if name in rows[0]]:
+        if columns is not None or len(set(group_values(rows, column)) - {""}) > 1:
+            checks += [GroupGap(column, "recall", **options)]
+            checks += [GroupGap(column, "false_positive_rate", **options)] if tagged else \
+                [demographic_parity(column, **options), equalised_odds(column, **options), GroupGap(column, "overconfidence", **options)]
+    available = [name for name, (lists, _) in SWAPS.items() if language in list_terms().get(lists[0], [])]
+    for swap in swaps if swaps is not None else available:
+        swap = swap if isinstance(swap, Swap) else Swap(swap, language)
+        reached = sum(1 for row in rows if swap.versions(row) is not None)
+        if swaps is not None or reached >= min_rows:
+            checks.append(Counterfactual(swap, **options))
+    return checks
+
+def run_fairness(predictor,       # a `Predictor`
+                 data,            # rows of the schema
+                 names: bool = True,   # also read groups off names, see `name_groups`
+                 language: str = "en",
+                 **options,       # of `fairness_checks`
+                ) -> list:        # one `Result` for each check, p-values corrected as one family
+    "All fairness checks that the data allow."
+    rows = list(data)
+    if names and language in list_terms()["names"] and "gender" not in rows[0]:
+        rows = name_groups(name_groups(rows, "gender", language=language), "origin", language=language)
+    results = [check(predictor, rows) for check in fairness_checks(rows, language=language, **options)]
+    correct(results)
+    return results
+
+def summary_table(results: list) -> pd.DataFrame:
+    "One line for each result."
+    return pd.DataFrame([{"check": r.name, "largest gap": r.value, "low": r.low, "high": r.high, "n": r.n, "unit": r.unit,
+                          "parts": len(r.parts), "accused": sum(part.verdict == "fail" for part in r.parts), "verdict": r.verdict} for r in results])
