@@ -202,7 +202,7 @@ class GroupGap(Check):
             return names, [(f"{a} against {b}", groups == a, groups == b) for a, b in combinations(names, 2)]
         return names, [(name, groups == name, (groups != name) & (groups != "")) for name in names]
 
-# %% ../nbs/12_fairness.ipynb #9c7bad10
+# %% ../nbs/12_fairness.ipynb #07c412cd
 def judge(self,
           rows: list,         # rows with metadata
           predictions: list,  # of the same rows
@@ -259,6 +259,10 @@ def _ratio_part(self, name, title, counts, keys, inside, outside, unit, n, optio
     def log_ratio(sums):
         with np.errstate(all="ignore"):
             return np.log(_ratio(sums[..., :2]) / _ratio(sums[..., 2:]))
+    a, b = (float(_ratio(counts[mask].sum(axis=0))) for mask in (inside, outside))
+    if min(a, b) == 0 < max(a, b):
+        ratio = Interval(0.0, 0.0, 1.0, max(n, 1), self.confidence, "one value is 0: no upper end is claimed")
+        return _judged(name, f"{title} ratio", ratio, unit, self.gate), ratio
     log = _without_sign(cluster_bootstrap(table, log_ratio, keys[inside | outside], bounds=None, **options), n >= self.min_units)
     value, low, high = np.exp([-log.value, -log.high, -log.low])
     ratio = Interval(float(value), float(low), float(high), max(n, 1), log.confidence, log.method + " of the log ratio")
