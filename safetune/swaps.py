@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .data import InputError, Report, read_text, split_words
 
-# %% ../nbs/11a_swaps.ipynb #d4121974
+# %% ../nbs/11a_swaps.ipynb #cdbdb6d3
 SPECIAL_COLUMNS = ("term", "role", "key", "when", "ambiguous")
 
 class Term(NamedTuple):
@@ -34,7 +34,7 @@ class Term(NamedTuple):
 class Terms:
     "A list of terms, with where it comes from."
     name: str
-    head: dict           # the `# key: value` lines: source, licence, language, case, entity, separator, closed
+    head: dict           # the `# key: value` lines: source, licence, language, case, entity, ...
     attributes: tuple    # names of the group attributes
     terms: list          # `Term`s
     index: dict = field(default_factory=dict, repr=False)   # text as it is looked up -> its terms
@@ -48,14 +48,16 @@ class Terms:
             text = self.joint.join(term.words)
             self.index.setdefault(text.lower() if self.any_case else text, []).append(term)
         self.longest = max((len(term.words) for term in self.terms), default=0)
-        self.first = {words[0].lower()[:1 if not self.joint else None] for t in self.terms if (words := t.words)}
+        self.first = {words[0].lower()[:1 if not self.joint else None] for t in self.terms
+                      if (words := t.words)}
 
     def __repr__(self):
         counts = {a: len({t.groups[a] for t in self.terms if t.groups[a]}) for a in self.attributes}
         groups = ", ".join(f"{n} groups by {a}" for a, n in counts.items())
-        return f"{self.name}: {len(self.terms)} terms, {groups}; {self.head.get('licence', 'no licence stated')}"
+        licence = self.head.get("licence", "no licence stated")
+        return f"{self.name}: {len(self.terms)} terms, {groups}; {licence}"
 
-# %% ../nbs/11a_swaps.ipynb #cc2aef70
+# %% ../nbs/11a_swaps.ipynb #28c0602b
 def list_terms() -> dict:   # name -> languages
     "The lists that come with safetune."
     found = defaultdict(list)
@@ -75,6 +77,7 @@ def _find_list(name: str, language: str) -> Path:
                          f"give the path of a .tsv file, or one of {have}")
     return Path(str(files("safetune"))) / "resources" / "terms" / f"{name}.{language}.tsv"
 
+# %% ../nbs/11a_swaps.ipynb #23fbfe64
 def load_terms(name,                  # name of a list of safetune, or path of a .tsv file of your own
                language: str = "en",  # language of a list of safetune
               ) -> Terms:             # InputError names the file and the row
@@ -92,13 +95,15 @@ def load_terms(name,                  # name of a list of safetune, or path of a
                 terms.append(_read_term(cells, columns, path, number))
     if not terms:
         raise InputError("the list has no terms", "write one a line below the column names", path)
-    return Terms(path.name.removesuffix(".tsv"), head, tuple(c for c in columns if c not in SPECIAL_COLUMNS), terms)
+    return Terms(path.name.removesuffix(".tsv"), head, tuple(c for c in columns if c not in SPECIAL_COLUMNS),
+                 terms)
 
 def _check_head(cells: list, path: Path, number: int) -> list:
     "The column names. Raises `InputError` unless there is `term` and a group attribute."
     if "term" not in cells or not set(cells) - set(SPECIAL_COLUMNS) or len(set(cells)) < len(cells):
         raise InputError(f"the columns are {', '.join(cells)}",
-                         "have a column term and at least one group attribute, separated by tabs", path, number)
+                         "have a column term and at least one group attribute, separated by tabs",
+                         path, number)
     return cells
 
 def _read_term(cells: list, columns: list, path: Path, number: int) -> Term:
@@ -108,7 +113,8 @@ def _read_term(cells: list, columns: list, path: Path, number: int) -> Term:
         raise InputError(f"{len(cells)} cells where there are {len(columns)} columns, or no term",
                          "separate cells by single tabs", path, number)
     if row.get("when", "") not in ("", "attributive", "alone", "target"):
-        raise InputError(f"when is {row['when']!r}", "use attributive, alone, target or nothing", path, number)
+        raise InputError(f"when is {row['when']!r}", "use attributive, alone, target or nothing", path,
+                         number)
     groups = {name: row[name] for name in columns if name not in SPECIAL_COLUMNS}
     return Term(row["term"], tuple(split_words(row["term"])[0]), groups, row.get("role", ""),
                 row.get("key") or row["term"], row.get("when", ""), row.get("ambiguous", "") == "yes")
@@ -154,7 +160,7 @@ def edit_text(text: str,      # raw text
         at, shift, word = last, shift + len(new) - (last - first), edit.end
     return "".join(pieces) + text[at:], moved + [(a + shift, b + shift) for a, b in offsets[word:]]
 
-# %% ../nbs/11a_swaps.ipynb #f3c94bbb
+# %% ../nbs/11a_swaps.ipynb #c03d417d
 def read_spans(tags: list,    # IOB2 tags of one sentence
               ) -> list:      # (type, start, end), end exclusive
     "The entities of a sentence, as `safetune.metrics.entities` reads them; quick for one sentence at a time."
@@ -168,6 +174,7 @@ def read_spans(tags: list,    # IOB2 tags of one sentence
             spans.append([tag[2:], i, i + 1])
     return [tuple(span) for span in spans]
 
+# %% ../nbs/11a_swaps.ipynb #203a49a6
 class Match(NamedTuple):
     "A term found in a sentence."
     start: int      # first word
@@ -209,13 +216,14 @@ def _match(terms, words, owner, spans, start, end):
     if in_name and (text.islower() or text.isupper()) and len(text) > 1:
         forms.append(text.title())
     entries = [term for form in forms for term in terms.index.get(form, ())]
-    if not entries or (owner is not None and (len(set(owner[start:end])) > 1 or (terms.entity and not in_name))):
+    if not entries or (owner is not None and (len(set(owner[start:end])) > 1
+                                              or (terms.entity and not in_name))):
         return None
     kind = "attributive" if _attributive(words, end, terms.closed) else "alone"
     entries = [t for t in entries if t.when in ("", kind) and not (t.ambiguous and owner is None)]
     return Match(start, end, entries[0], terms) if entries else None
 
-# %% ../nbs/11a_swaps.ipynb #bad7aec8
+# %% ../nbs/11a_swaps.ipynb #8067afce
 SWAPS = {   # name -> (lists, the first one must be there; attribute)
     "names by gender": (("names", "pronouns"), "gender"),
     "names by origin": (("names",), "origin"),
@@ -234,6 +242,7 @@ class Versions(NamedTuple):
     rows: dict       # group -> row
     touched: list    # numbers of the entities (of the row, in order) that hold a swapped word
 
+# %% ../nbs/11a_swaps.ipynb #df8843af
 class Swap:
     "Exchanges the words of groups. Raises `InputError` for an unknown swap, attribute or group."
     def __init__(self,
@@ -242,12 +251,13 @@ class Swap:
                  lists=None,              # names, paths or `Terms`; the first one must occur in a row
                  by: str = None,          # attribute that changes
                  groups: tuple = None,    # which of its groups; None takes all
-                 unlisted: bool = None,   # treat unlisted words of a person's name as names; None: by origin only
+                 unlisted: bool = None,   # also swap unlisted words of a person's name; None: by origin only
                 ):
         if name not in SWAPS and not (lists and by):
             raise InputError(f"there is no swap {name!r}", f"give lists and by, or one of {', '.join(SWAPS)}")
         self.name, self.language, self.by = name, language, by or SWAPS[name][1]
-        chosen = lists or [n for i, n in enumerate(SWAPS[name][0]) if i == 0 or language in list_terms().get(n, [])]
+        chosen = lists or [n for i, n in enumerate(SWAPS[name][0]) if i == 0
+                           or language in list_terms().get(n, [])]
         chosen = [chosen] if isinstance(chosen, (str, Path, Terms)) else chosen
         self.lists = [one if isinstance(one, Terms) else load_terms(one, language) for one in chosen]
         self.unlisted = self.by == "origin" if unlisted is None else unlisted
@@ -276,13 +286,14 @@ class Swap:
 
     def __repr__(self): return f"Swap({self.name!r}, {self.language}: {self.by} {', '.join(self.groups)})"
 
-# %% ../nbs/11a_swaps.ipynb #7e27e942
+# %% ../nbs/11a_swaps.ipynb #ecd67300
 def _find(self, words: list, tags: list | None, rng: random.Random) -> list:
     "What a swap will exchange in a sentence; nothing unless the first list occurs in it."
     found = []
     for terms in self.lists:
         taken = {i for match in found for i in range(match.start, match.end)}
-        found += [m for m in find_terms(terms, words, tags) if not taken & set(range(m.start, m.end)) and self._complete(m)]
+        found += [m for m in find_terms(terms, words, tags) if not taken & set(range(m.start, m.end))
+                  and self._complete(m)]
         if self.unlisted and tags is not None and terms.entity:
             found += _unlisted_names(self, terms, words, tags, found, rng)
         if not found:
@@ -301,7 +312,8 @@ def _unlisted_names(self, terms, words, tags, found, rng):
         if kind.lower() not in terms.entity:
             continue
         for i in range(start, end):
-            if i in taken or len(words[i]) < 3 or not words[i].replace("-", "").isalpha() or words[i].islower() != words[start].islower():
+            a_name = len(words[i]) > 2 and words[i].replace("-", "").isalpha()
+            if i in taken or not a_name or words[i].islower() != words[start].islower():
                 continue
             role = "given" if i == start and end - start > 1 else "surname"
             groups = {name: None for name in terms.attributes}
@@ -313,7 +325,7 @@ def _unlisted_names(self, terms, words, tags, found, rng):
 
 Swap._find, Swap._complete = _find, _complete
 
-# %% ../nbs/11a_swaps.ipynb #dae13a4d
+# %% ../nbs/11a_swaps.ipynb #dca01192
 def _like(old: str,     # text that stands in the sentence
           entry: str,   # the same as the list writes it
           new: str,     # what to put in, as the list writes it
@@ -340,11 +352,14 @@ def _articles(words: list, edits: list, tags: list | None) -> list:
     fixed = []
     for edit in edits:
         before = words[edit.start - 1] if edit.start else ""
-        if before.lower() in ("a", "an") and (not fixed or fixed[-1].end < edit.start) and (tags is None or tags[edit.start - 1] == "O"):
+        free = (not fixed or fixed[-1].end < edit.start) and (tags is None or tags[edit.start - 1] == "O")
+        if before.lower() in ("a", "an") and free:
             right = "an" if edit.words[0][0].lower() in "aeiou" else "a"
             was = "an" if words[edit.start][0].lower() in "aeiou" else "a"
             if right != was:
-                fixed.append(Edit(edit.start - 1, edit.start, (_like(before, before.lower(), right) if len(before) > 1 or before.islower() else right.capitalize(),)))
+                fixed.append(Edit(edit.start - 1, edit.start,
+                                  (_like(before, before.lower(), right) if len(before) > 1
+                                   or before.islower() else right.capitalize(),)))
         fixed.append(edit)
     return fixed
 
@@ -361,14 +376,15 @@ def _edits(self, words, tags, matches, group, keys, rng):
 
 Swap._draw, Swap._edits = _draw, _edits
 
-# %% ../nbs/11a_swaps.ipynb #a7be4297
+# %% ../nbs/11a_swaps.ipynb #ae6a4982
 def versions(self,
              row: dict,       # a row of the schema
              seed: int = 0,   # decides which names are drawn
             ) -> Versions:    # None if there is nothing to swap
     "One version of a row for each group."
     parts = _parts(row)
-    plans = [(field, words, tags, offsets, self._find(words, tags, random.Random(f"{seed}/{' '.join(words)}")))
+    plans = [(field, words, tags, offsets, self._find(words, tags,
+                                                      random.Random(f"{seed}/{' '.join(words)}")))
              for field, words, tags, offsets in parts]
     if not any(plan[-1] for plan in plans):
         return None
@@ -383,7 +399,8 @@ def versions(self,
 def _parts(row: dict) -> list:
     "The sentences of a row: (field, words, tags or None, offsets or None)."
     if "tokens" in row:
-        return [("tokens", list(row["tokens"]), list(row["tags"]) if "tags" in row else None, row.get("offsets"))]
+        return [("tokens", list(row["tokens"]), list(row["tags"]) if "tags" in row else None,
+                 row.get("offsets"))]
     return [(field, *_words_first(row[field])) for field in ("text", "text_pair") if row.get(field)]
 
 def _words_first(text: str) -> tuple:
@@ -397,11 +414,13 @@ def _edited(row, field, words, tags, offsets, edits, joint) -> dict:
     new_words, new_tags = edit_words(words, tags, edits)
     changed = {"tokens": new_words} | ({"tags": new_tags} if tags is not None else {})
     if offsets is not None and row.get("text") is not None:
-        changed["text"], changed["offsets"] = edit_text(row["text"], [tuple(o) for o in offsets], edits, joint)
+        changed["text"], changed["offsets"] = edit_text(row["text"], [tuple(o) for o in offsets], edits,
+                                                        joint)
     return changed
 
 def _touched(tags, offsets, matches) -> list:
     "Numbers of the entities that hold a swapped word."
-    return [i for i, (_, start, end) in enumerate(read_spans(tags)) if any(m.start < end and m.end > start for m in matches)]
+    return [i for i, (_, start, end) in enumerate(read_spans(tags))
+            if any(m.start < end and m.end > start for m in matches)]
 
 Swap.versions = versions
