@@ -440,7 +440,7 @@ class Counterfactual(Check):
             found.append((f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group, interval, p))
         return found
 
-# %% ../nbs/12_fairness.ipynb #ab43ceda
+# %% ../nbs/12_fairness.ipynb #bf484c78
 def _finish(check: Counterfactual, measure: str, gated: list, others: list, shown: list,
             lines: dict) -> Result:
     "The whole result; the worst of the judged parts stands on top."
@@ -448,7 +448,8 @@ def _finish(check: Counterfactual, measure: str, gated: list, others: list, show
     worst = max(gated, key=lambda part: part.value)
     return Result(f"{measure}, {check.swap.name} swapped", f"largest gap ({worst.name})", worst.interval,
                   worst.unit,
-                  parts=gated + others, rows=shown, figure=lambda: plot_gaps(lines, measure))
+                  parts=gated + others, rows=shown,
+                  figure=lambda: plot_gaps(lines, "the share of a label" if measure == "label" else measure))
 
 def _sized(check, name, measure, signed, unit, rows, p=None, gate=True) -> Result:
     "A part from a signed gap."
