@@ -9,19 +9,15 @@ __all__ = ['LETTERS', 'DEFAULT_START', 'DEFAULT_END', 'SCHEMES', 'SCHEME_ALIASES
            'regression_scores', 'bootstrap_classification_scores', 'bootstrap_scores', 'confusion', 'plot_confusion',
            'load_metric']
 
-# %% ../nbs/04_metrics.ipynb #fc0298d2
+# %% ../nbs/04_metrics.ipynb #b2feaf30
 import warnings
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:    # imported where they are used; here only for the signatures
-    import evaluate
-    import pandas
 
 # %% ../nbs/04_metrics.ipynb #cb451f94
 LETTERS = "BIESULO.?"    # the letters with a meaning in some scheme; "?" stands for every other letter
@@ -582,7 +578,7 @@ def bootstrap_scores(scores: Callable,            # columns -> number, or dict w
     return {name: _interval(x, np.array([row.get(name, np.nan) for row in drawn]), len(groups), len(groups),
                             confidence, method, bounded=False) for name, x in value.items()}
 
-# %% ../nbs/04_metrics.ipynb #4c6ae9d0
+# %% ../nbs/04_metrics.ipynb #f0393b03
 NONE = "(none)"    # the partner of an entity that has none
 
 def _entity_pairs(gold: Sequence, pred: Sequence, mode: str, scheme: str) -> tuple[list, list]:
@@ -599,7 +595,7 @@ def confusion(gold: Sequence,            # sentences of tags, or labels
               level: str = "entity",     # for sentences: "entity" or "tag"
               mode: str = "default",     # as in entity_scores
               scheme: str = "IOB2",      # as in entity_scores
-             ) -> "pandas.DataFrame":    # counts: rows gold, columns predicted
+             ):    # counts: rows gold, columns predicted
     "How often each gold type, tag or label was predicted as which."
     import pandas
     gold, pred = list(gold), list(pred)
@@ -616,8 +612,8 @@ def confusion(gold: Sequence,            # sentences of tags, or labels
     table = np.bincount(cells, minlength=len(names) ** 2).reshape(len(names), len(names))
     return pandas.DataFrame(table, pandas.Index(names, name="gold"), pandas.Index(names, name="predicted"))
 
-# %% ../nbs/04_metrics.ipynb #381c86e6
-def plot_confusion(table: "pandas.DataFrame",   # from confusion
+# %% ../nbs/04_metrics.ipynb #04e7a675
+def plot_confusion(table,   # from confusion
                    ax=None,                     # matplotlib axes; default: a new figure
                   ):                            # the axes
     "Draw a confusion table: counts as numbers, the share of each row as colour."
@@ -636,13 +632,13 @@ def plot_confusion(table: "pandas.DataFrame",   # from confusion
     ax.set_yticklabels(table.index)
     return ax
 
-# %% ../nbs/04_metrics.ipynb #22718bba
+# %% ../nbs/04_metrics.ipynb #e819c4f9
 EVALUATE_MODULES = ("entity_scores", "token_scores", "classification_scores")
 
 def load_metric(name: str,                # one of EVALUATE_MODULES
                 config_name: str = None,  # "strict", "without_o" or "multilabel", as the module offers
                 **options,                # of evaluate.load, such as experiment_id and num_process
-               ) -> "evaluate.Metric":    # ValueError if the name is unknown
+               ):    # ValueError if the name is unknown
     "An `evaluate` module from this package. Predictions stay in memory unless several processes share them."
     if name not in EVALUATE_MODULES:
         raise ValueError(f"unknown metric {name!r}; choose one of {', '.join(EVALUATE_MODULES)}")

@@ -902,7 +902,7 @@ def check_seed(seed: int,   # argument to check
         raise InputError(f"seed={seed!r}", "give a whole number")
     return seed
 
-# %% ../nbs/03_sample.ipynb #dfc078b2
+# %% ../nbs/03_sample.ipynb #d4b2dc3e
 def write_rows(write,                  # `write(rng, names, document)` -> words, tags, columns
                kind: str,              # name of the corpus, part of every random stream
                sizes: dict[str, int],  # rows of each split
@@ -924,7 +924,7 @@ def write_rows(write,                  # `write(rng, names, document)` -> words,
     return rows
 
 def to_dataset(rows: dict[str, list[dict]],   # split -> rows, all with the same columns
-              ) -> "datasets.DatasetDict":    # the same, as a DatasetDict
+              ):    # the same, as a DatasetDict
     "Turn rows into Hugging Face `datasets`."
     from datasets import Dataset, DatasetDict
     columns = {split: {name: [row[name] for row in part] for name in part[0]} for split, part in rows.items()}
@@ -1758,10 +1758,10 @@ def merge(rows: list[dict],                   # the rows of a split
         before[place].append(row)
     return [row for i, old in enumerate(rows) for row in (*before.get(i, ()), old)]
 
-# %% ../nbs/03_sample.ipynb #f0bebda1
-def undo_faults(data: "datasets.DatasetDict",  # a corpus with faults
+# %% ../nbs/03_sample.ipynb #6d349666
+def undo_faults(data,  # a corpus with faults
                 truth: pd.DataFrame,           # what was planted, or the part of it to undo
-               ) -> "datasets.DatasetDict":    # the corpus without them
+               ):    # the corpus without them
     """Take out inserted rows and put back original fields, last change first.
     With part of the truth only those faults are undone; a field that several of them changed returns to what
     it was before the first."""
@@ -1774,13 +1774,13 @@ def undo_faults(data: "datasets.DatasetDict",  # a corpus with faults
             part[record["id"]] = part[record["id"]] | record["original"]
     return to_dataset({split: list(part.values()) for split, part in rows.items()})
 
-# %% ../nbs/03_sample.ipynb #35869056
+# %% ../nbs/03_sample.ipynb #83a13d3d
 def sample_ner(n: int | dict[str, int] = 2000,  # sentences in all (70 : 10 : 20), or a size for each split
                seed: int = 0,                   # same seed, same corpus
                faults=None,                     # a fault or a list of them; None leaves the corpus clean
                return_truth: bool = False,      # also return what was planted
                dialect_share: float = 0.15,     # share of documents in the alternative spelling
-              ) -> "datasets.DatasetDict | tuple":  # the data, or the data and the truth (a DataFrame)
+              ):  # the data, or the data and the truth (a DataFrame)
     "A named-entity corpus (PER, ORG, LOC, MISC; IOB2), names disjoint between splits. Raises `InputError`."
     sizes, seed = check_sizes(n), check_seed(seed)
     share = check_share(dialect_share, "dialect_share")
@@ -1788,14 +1788,14 @@ def sample_ner(n: int | dict[str, int] = 2000,  # sentences in all (70 : 10 : 20
     rows, truth = plant(rows, faults, "ner", seed)
     return (to_dataset(rows), truth) if return_truth else to_dataset(rows)
 
-# %% ../nbs/03_sample.ipynb #5a348073
+# %% ../nbs/03_sample.ipynb #2b8a64a5
 def sample_text(n: int | dict[str, int] = 2000,  # texts in all (70 : 10 : 20), or a size for each split
                 seed: int = 0,                   # same seed, same corpus
                 faults=None,                     # a fault or a list of them; None leaves the corpus clean
                 return_truth: bool = False,      # also return what was planted
                 task: str = "single",            # "single": sentiment; "multi": topics; "regression": score
                 dialect_share: float = 0.15,     # share of documents in the alternative spelling
-               ) -> "datasets.DatasetDict | tuple":  # the data, or the data and the truth (a DataFrame)
+               ):  # the data, or the data and the truth (a DataFrame)
     "A corpus of customer remarks about named people. Raises `InputError` for bad arguments."
     if task not in TEXT_TASKS:
         raise InputError(f"task={task!r}", f"choose one of {', '.join(TEXT_TASKS)}")
