@@ -10,8 +10,8 @@ config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("search", "loggers", "dev")}
-extras["all"] = sorted({req for name in ("search", "loggers") for req in extras[name]})
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["all"] = sorted({requirement for name in extras if name != "dev" for requirement in extras[name]})
 
 # README.md's links are relative, which holds on GitHub; PyPI needs whole addresses.
 blob = f"{cfg['git_url']}/blob/{cfg['branch']}/"

@@ -52,7 +52,7 @@ def read_data(arguments, task=None):
                      on_error="repair" if arguments.repair else "raise", config=arguments.config,
                      revision=arguments.revision)
 
-# %% ../nbs/21_cli.ipynb #8c0e1a01
+# %% ../nbs/21_cli.ipynb #d296a3f5
 def _setting(text):
     "A setting's value: a number, true, false, null or JSON where it reads as one, else a string."
     try:
@@ -68,6 +68,7 @@ def chosen_settings(arguments) -> dict:
                         for name, value in _pairs(arguments.set, "set").items()}}
 
 def add_train(commands):
+    "Add `train` to the commands."
     parser = commands.add_parser("train", help="fine-tune a model",
                                  description="Fine-tune a pretrained model on your data.")
     add_data_options(parser)
@@ -157,8 +158,9 @@ def print_scores(task, scores, title):
     any_interval = next(iter(scores["intervals"].values()))
     print(f"{any_interval['confidence']:.0%} intervals, n = {any_interval['n']:,}: {any_interval['method']}")
 
-# %% ../nbs/21_cli.ipynb #5b8a2c70
+# %% ../nbs/21_cli.ipynb #259859b4
 def add_evaluate(commands):
+    "Add `evaluate` to the commands."
     parser = commands.add_parser("evaluate", help="score a model on labelled data",
                                  description="Score a model on labelled data, with intervals.")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a fine-tuned model")
@@ -202,8 +204,9 @@ def evaluate(arguments) -> int:
         print_scores(predictor.task, scores, f"{arguments.model}, {scores['rows']:,} rows")
     return 0
 
-# %% ../nbs/21_cli.ipynb #6c676fd1
+# %% ../nbs/21_cli.ipynb #46b83b94
 def add_predict(commands):
+    "Add `predict` to the commands."
     parser = commands.add_parser("predict", help="predict, JSON lines out",
                                  description="Predict; JSON lines to stdout, in input order.")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a fine-tuned model")
@@ -289,12 +292,13 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #69c3278d
+# %% ../nbs/21_cli.ipynb #d5bad994
 DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000},
         "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
         "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
 
 def add_demo(commands):
+    "Add `demo` to the commands."
     parser = commands.add_parser("demo", help="the main job on a generated corpus, offline",
                                  description="Generate a corpus, train a small model from scratch, "
                                              "evaluate it. Needs no network.")
