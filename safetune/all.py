@@ -7,16 +7,26 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'weights_from_counts', 'bootstrap_classification_scores', 'bootstrap_entity_scores', 'bootstrap_scores',
            'classification_scores', 'confusion', 'entities', 'entity_scores', 'load_metric', 'plot_confusion',
            'regression_scores', 'report', 'token_scores', 'Predictor', 'sample_ner', 'sample_text', 'TASKS', 'Task',
-           'get_task', 'infer_task', 'Settings', 'Tuner', 'TrainingDiverged', 'new_encoder', 'search']
+           'get_task', 'infer_task', 'Settings', 'Tuner', 'TrainingDiverged', 'new_encoder', 'search', 'CannotRun',
+           'Check', 'Gate', 'Result', 'benjamini_hochberg', 'cluster_bootstrap', 'correct', 'detection_table', 'holm',
+           'newcombe', 'paired_permutation', 'permutation_test', 'plot_parts', 'wilson', 'SWAPS', 'Swap', 'load_terms',
+           'Counterfactual', 'GroupGap', 'GroupThresholds', 'PairPreference', 'WordAssociation', 'demographic_parity',
+           'equalised_odds', 'fairness_checks', 'reweigh', 'run_fairness']
 
-# %% ../nbs/22_all.ipynb #7acddd0f
+# %% ../nbs/22_all.ipynb #76d39e91
+from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
+                             detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
+                             wilson)
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
+from .fairness import (Counterfactual, GroupGap, GroupThresholds, PairPreference, WordAssociation,
+                               demographic_parity, equalised_odds, fairness_checks, reweigh, run_fairness)
 from .losses import LOSSES, get_loss, weights_from_counts
 from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
                               bootstrap_scores, classification_scores, confusion, entities, entity_scores,
                               load_metric, plot_confusion, regression_scores, report, token_scores)
 from .predict import Predictor
 from .sample import sample_ner, sample_text
+from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 
@@ -26,4 +36,10 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "classification_scores", "confusion", "entities", "entity_scores", "load_metric", "plot_confusion",
          "regression_scores", "report", "token_scores",
          "Predictor", "sample_ner", "sample_text", "TASKS", "Task", "get_task", "infer_task",
-         "Settings", "Tuner", "TrainingDiverged", "new_encoder", "search"]
+         "Settings", "Tuner", "TrainingDiverged", "new_encoder", "search",
+         "CannotRun", "Check", "Gate", "Result", "benjamini_hochberg", "cluster_bootstrap", "correct",
+         "detection_table", "holm", "newcombe", "paired_permutation", "permutation_test", "plot_parts",
+         "wilson",
+         "SWAPS", "Swap", "load_terms",
+         "Counterfactual", "GroupGap", "GroupThresholds", "PairPreference", "WordAssociation",
+         "demographic_parity", "equalised_odds", "fairness_checks", "reweigh", "run_fairness"]
