@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['NOISES', 'RESOURCES', 'Edit', 'Passage', 'allowed', 'apply', 'Noise', 'perturb', 'variants', 'get_noise',
            'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'Homoglyphs', 'Invisible', 'Punctuation', 'Whitespace',
-           'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out']
+           'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out',
+           'metric_counts', 'ratio', 'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness',
+           'paired_drop', 'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary',
+           'Defended', 'defence_gain']
 
-# %% ../nbs/13_robustness.ipynb #104b7249
+# %% ../nbs/13_robustness.ipynb #0deb9b9f
 import random
 import re
 import unicodedata
@@ -19,8 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
+                             paired_permutation)
 from .data import InputError, split_words
-from .metrics import entity_counts
+from .metrics import entities, entity_counts
 from .predict import Predictor
 from .sample import to_spans
 
@@ -516,3 +521,425 @@ def spell_out(word: str,      # Latin letters
     return new.upper() if len(word) > 1 and word.isupper() else new[:1].upper() + new[1:]
 
 _register(CodeSwitch())
+
+# %% ../nbs/13_robustness.ipynb #9d414637
+def metric_counts(rows: list,      # labelled rows, all with "tags" or all with "label"
+                  answers: list,   # tags of each row, or a label (a list of labels for multi-label rows)
+                 ) -> np.ndarray:  # float, shape (rows, 2): numerator and denominator of the metric
+    "Per row, what the metric is the ratio of sums of: entity F1 for tags, accuracy (exact match) for labels."
+    if "tags" in rows[0]:
+        counts = entity_counts([list(row["tags"]) for row in rows], [list(tags) for tags in answers])
+        right, said, gold = (part.sum(axis=1) for part in counts[:3])
+        return np.stack([2.0 * right, said + gold], axis=1)
+    def plain(label): return sorted(map(str, label)) if isinstance(label, (list, tuple, set)) else str(label)
+    return np.array([[plain(row["label"]) == plain(answer), 1.0] for row, answer in zip(rows, answers)], dtype=float)
+
+def ratio(sums: np.ndarray) -> np.ndarray:    # shape (..., 2) -> (...)
+    "The metric from sums of `metric_counts`."
+    return sums[..., 0] / sums[..., 1]
+
+def metric_drop(sums: np.ndarray) -> np.ndarray:    # shape (..., 4) -> (...)
+    "Metric before minus metric after, from sums of both."
+    return ratio(sums[..., :2]) - ratio(sums[..., 2:])
+
+def influences(counts: np.ndarray,    # from `metric_counts`
+              ) -> np.ndarray:        # shape (rows,), with the metric as their mean
+    "What each row adds to the metric (linearised ratio); for a paired permutation test."
+    value = ratio(counts.sum(axis=0))
+    return value + (counts[:, 0] - value * counts[:, 1]) / counts[:, 1].mean()
+
+# %% ../nbs/13_robustness.ipynb #b9580921
+def distinct_answers(predictor: Predictor,
+                     rows: list,            # labelled rows
+                     progress: str = "",    # title of a progress bar; none where empty
+                    ) -> list:              # tags, or the label, of each row
+    "Answers to many rows, each distinct model input computed once, all in batches of similar length."
+    asked = [{name: row[name] for name in ("tokens", "text", "text_pair") if name in row} for row in rows]
+    keys = [predictor._key(row) for row in asked]
+    if predictor.function is None:
+        first = {key: row for key, row in zip(keys, asked)}
+        features = predictor.task.encode(list(first.values()), predictor.tokenizer, predictor.max_length, predictor.stride)
+        inputs = defaultdict(tuple)    # a long row has several windows
+        for feature in features:
+            inputs[feature["row"]] += tuple(tuple(value) for name, value in sorted(feature.items()) if name != "row")
+        same = {key: (inputs[i], len(row.get("tokens", ()))) for i, (key, row) in enumerate(first.items())}
+        keys = [same[key] for key in keys]
+    chosen = {}
+    for key, row in zip(keys, asked):
+        chosen.setdefault(key, row)
+    predictions = dict(zip(chosen, predictor.predict(list(chosen.values()), progress)))
+    field = "tags" if "tokens" in rows[0] else "label"
+    return [predictions[key][field] for key in keys]
+
+# %% ../nbs/13_robustness.ipynb #427d3dcb
+def split_rows(data,             # rows, a Dataset, or a DatasetDict
+              ) -> list:         # rows of the test split, or of the last one
+    "The rows that a check reads. Raises `CannotRun` if there are none."
+    if isinstance(data, dict):
+        data = data["test"] if "test" in data else data[list(data)[-1]]
+    rows = [dict(row) for row in data]
+    if not rows:
+        raise CannotRun("there are no rows", "give at least one labelled row")
+    return rows
+
+class NoiseRobustness(Check):
+    "How much does the metric drop under each kind of noise? Raises `InputError` for an unknown noise or strength."
+    name = "noise"
+    question = "Does the model keep its answers when text is typed, scanned or dictated badly?"
+    default_gate = Gate("max", 0.05)
+
+    def __init__(self,
+                 noises=None,               # names or `Noise` objects; None: all of `NOISES`
+                 strengths=(0.1, 0.3),      # shares of eligible places that change
+                 gate: Gate = "default", seed: int = 0, confidence: float = 0.95, resamples: int = 2000,   # see `Check`
+                 examples: int = 3,         # rows to show for each part, the worst first
+                 progress: bool = True,     # show a progress bar
+                ):
+        super().__init__(gate, seed, confidence, resamples)
+        self.noises = [get_noise(noise) for noise in (NOISES if noises is None else noises)]
+        self.strengths, self.examples, self.progress = tuple(strengths), examples, progress
+        if not self.noises or not self.strengths:
+            raise InputError("there is no noise or no strength", "give at least one of each")
+
+    def versions(self, rows: list) -> dict:    # (noise, strength) -> list of (row, edits), in the order of the rows
+        "The noisy copies of the rows that this check asks for."
+        made = {noise.name: [variants(row, noise, self.strengths, self.seed) for row in rows] for noise in self.noises}
+        return {(name, strength): [copies[i] for copies in table]
+                for name, table in made.items() for i, strength in enumerate(self.strengths)}
+
+# %% ../nbs/13_robustness.ipynb #c5c3972a
+def _run_noise(check: NoiseRobustness, predictor: Predictor, data) -> Result:
+    "Measure the drop under every noise. Raises `CannotRun` where there is nothing to compare."
+    rows = split_rows(data)
+    if "tags" not in rows[0] and not isinstance(rows[0].get("label"), (str, int, list)):
+        raise CannotRun("the rows have neither tags nor class labels", "this check needs labelled rows of names or of classes")
+    versions = check.versions(rows)
+    everything = rows + [noisy for copies in versions.values() for noisy, _ in copies]
+    answers = distinct_answers(predictor, everything, check.name if check.progress else "")
+    before, n = metric_counts(rows, answers[:len(rows)]), len(rows)
+    if not before[:, 0].any():
+        raise CannotRun("the model gets nothing right on the clean rows", "a drop can only be measured from above 0; train it first")
+    parts = []
+    for i, ((name, strength), copies) in enumerate(versions.items(), 1):
+        said = answers[i * n:(i + 1) * n]
+        parts.append(_part(check, f"{name} {strength:g}", rows, copies, before, said, answers[:n]))
+    worst = max((part for part in parts), key=lambda part: part.value)
+    whole = Result(check.name, f"largest drop in {_metric(rows)} ({worst.name})", worst.interval, worst.unit, parts=parts,
+                   rows=[row for part in sorted(parts, key=lambda part: -part.value) for row in part.rows])
+    whole.figure = lambda: plot_noise(whole).figure
+    return correct(whole)
+
+NoiseRobustness.run = _run_noise
+
+def _metric(rows): return "entity F1" if "tags" in rows[0] else "accuracy"
+
+def paired_drop(before: np.ndarray, after: np.ndarray,   # from `metric_counts`, for the same rows
+                rows: list,                              # the rows; their "document", if all have one, is the cluster
+                **options,                               # of `cluster_bootstrap`
+               ) -> tuple:                               # (Interval of before - after, name of its unit)
+    "Interval of a paired difference of the metric."
+    documents = [row.get("document") for row in rows]
+    known = all(document is not None for document in documents)
+    interval = cluster_bootstrap(np.hstack([before, after]), metric_drop, documents if known else None, bounds=(-1, 1), **options)
+    return interval, "documents" if known else "rows"
+
+# %% ../nbs/13_robustness.ipynb #83172416
+def _part(check, name, rows, copies, before, said, clean):
+    "The result for one noise at one strength."
+    noisy_rows = [row for row, _ in copies]
+    after = metric_counts(noisy_rows, said)
+    interval, unit = paired_drop(before, after, rows, resamples=check.resamples, confidence=check.confidence, seed=check.seed)
+    edits, gate, text = sum(len(edits) for _, edits in copies), check.gate, ""
+    if not edits:
+        gate, text = None, f"{name}: no place in the {len(rows):,} rows is eligible, so nothing was measured."
+    if gate is None:
+        p = paired_permutation(influences(before), influences(after), seed=check.seed)[1]
+    else:
+        p = gate_p_value(interval, gate)
+    loss = (before[:, 0] - before[:, 1]) - (after[:, 0] - after[:, 1])    # twice the wins lost and errors made
+    order = [i for i in np.argsort(-loss, kind="stable")[:check.examples] if loss[i] > 0]
+    shown = [{"noise": name, "edits": "; ".join(map(str, copies[i][1])), "text": _text(noisy_rows[i]),
+              "gold": _brief(noisy_rows[i], noisy_rows[i].get("tags", noisy_rows[i].get("label"))),
+              "on clean text": _brief(rows[i], clean[i]), "on noisy text": _brief(noisy_rows[i], said[i])} for i in order]
+    return Result(name, f"drop in {_metric(rows)}", interval, unit, gate, p if edits else None, text, shown)
+
+def _text(row): return " ".join(row["tokens"]) if "tokens" in row else " / ".join(row[f] for f in ("text", "text_pair") if row.get(f))
+
+def _brief(row, answer):
+    "Tags as a list of names, a label as it is."
+    if "tokens" not in row:
+        return str(answer)
+    return "; ".join(f"{' '.join(row['tokens'][a:b])} ({kind})" for kind, a, b in entities(answer)) or "none"
+
+def plot_noise(result: Result,   # of `NoiseRobustness`
+               ax=None,          # matplotlib axes; None: a new figure
+              ):                 # the axes
+    "Drop under each noise with its interval, the worst on top, one mark a strength; the line is the gate."
+    import matplotlib.pyplot as plt
+    lines = {tuple(part.name.rsplit(" ", 1)): part for part in result.parts}
+    strengths = sorted({strength for _, strength in lines}, key=float)
+    noises = sorted({noise for noise, _ in lines}, key=lambda noise: max(p.value for (n, _), p in lines.items() if n == noise))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 1.4 + 0.16 * len(noises) * (1 + len(strengths))), layout="constrained")
+    for j, strength in enumerate(strengths):
+        places = np.arange(len(noises)) + 0.6 * ((j + 0.5) / len(strengths) - 0.5)
+        parts = [lines[noise, strength] for noise in noises]
+        ends = np.array([[max(0, p.value - p.low), max(0, p.high - p.value)] for p in parts]).T
+        colour = plt.get_cmap("viridis")(0.75 * j / max(1, len(strengths) - 1))
+        ax.errorbar([p.value for p in parts], places, xerr=ends, fmt="o", markersize=4, color=colour, label=f"strength {strength}")
+    for limit in sorted({part.gate.limit for part in result.parts if part.gate}):
+        ax.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"gate {limit:g}")
+    ax.axvline(0, color="grey", linewidth=0.8)
+    ax.set(yticks=range(len(noises)), yticklabels=noises, xlabel=f"{result.parts[0].measure} ({result.parts[0].interval.confidence:.0%} intervals)")
+    ax.legend(fontsize=8, loc="lower right")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+# %% ../nbs/13_robustness.ipynb #6b238206
+_LIGATURES = range(0xFB00, 0xFB07)
+_JOINERS = "\u200c\u200d"
+
+@lru_cache(maxsize=100_000)
+def _plain_form(character: str) -> str:
+    "A character without its compatibility form, where that is only a matter of looks."
+    kind = unicodedata.decomposition(character).split(" ")[0]
+    looks = kind in ("<wide>", "<narrow>", "<font>") or (kind == "<compat>" and ord(character) in _LIGATURES)
+    return unicodedata.normalize("NFKC", character) if looks else character
+
+def _western(character: str) -> bool:
+    "A letter or digit of Latin, Greek, Cyrillic or Armenian, where a joiner has no work to do?"
+    return character.isalnum() and ord(character) < 0x0590
+
+@lru_cache(maxsize=100_000)
+def _script(letter: str) -> str:
+    "The script of a letter, by the first word of its Unicode name; empty for what is no letter."
+    return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
+
+class Normaliser:
+    "Undoes noise in a text, a list of words or a row. Words stay as many as they were, and none becomes empty."
+    def __init__(self,
+                 vocabulary: "Vocabulary" = None,       # corrects spelling; None: spelling stays
+                 homoglyphs: str = "homoglyphs.tsv",    # Latin letters and their doubles
+                 invisible: str = "invisible.tsv",      # characters without a picture
+                ):
+        self.vocabulary = vocabulary
+        self.twins = {twin: latin for latin, twins, *_ in read_table(homoglyphs) for twin in twins}
+        self.hidden = {chr(int(code, 16)) for code, *_ in read_table(invisible)}
+
+    def text(self, text: str,
+            ) -> tuple:    # (new text, list of (start, end) in the old text for each new character)
+        "A normalised text, and where each of its characters came from."
+        found = self._spell(self._fold(self._characters(text)))
+        while found and found[-1][0] == " ":
+            found.pop()
+        return "".join(character for character, _, _ in found), [(start, end) for _, start, end in found]
+
+    def word(self, word: str) -> str:
+        "A normalised word; the word itself where nothing would be left of it."
+        return self._word(word) or word
+
+    @cached_property
+    def _word(self): return lru_cache(maxsize=100_000)(lambda word: self.text(word)[0])
+
+    def __call__(self, item):    # the same kind of item
+        "A normalised text, list of words, or row. Raises `InputError` for anything else."
+        if isinstance(item, str):
+            return self.text(item)[0]
+        if isinstance(item, (list, tuple)):
+            return [self.word(word) for word in item]
+        if not isinstance(item, dict):
+            raise InputError(f"the item is a {type(item).__name__}", "give a text, a list of words or a row")
+        if "tokens" in item:
+            rest = {name: value for name, value in item.items() if name not in ("text", "offsets")}
+            return {**rest, "tokens": [self.word(word) for word in item["tokens"]]}
+        texts = {name: self.text(item[name]) for name in ("text", "text_pair") if isinstance(item.get(name), str)}
+        row = {**item, **{name: new for name, (new, _) in texts.items()}}
+        if item.get("entities") and "text" in texts:
+            row["entities"] = [_carry(entity, *texts["text"]) for entity in item["entities"]]
+        return row
+
+# %% ../nbs/13_robustness.ipynb #8200ed1c
+def _characters(self, text):
+    "Characters in their plain form with their places; no invisible ones, one space for any run of white space."
+    found, i = [], 0
+    while i < len(text):
+        end = i + 1
+        while end < len(text) and unicodedata.combining(text[end]):    # an accent belongs to its letter
+            end += 1
+        first = text[i]
+        working = first in _JOINERS and any(not _western(c) and not c.isspace() for c in text[max(0, i - 1):i] + text[end:end + 1])
+        if first.isspace():
+            if found and found[-1][0] != " ":
+                found.append((" ", i, end))
+        elif first not in self.hidden or working:
+            new = unicodedata.normalize("NFC", "".join(map(_plain_form, text[i:end])))
+            found += [(character, i, end) for character in new]
+        i = end
+    return found
+
+def _fold(self, found):
+    "Doubles of Latin letters become Latin in words that mix scripts."
+    text = "".join(character for character, _, _ in found)
+    if text.isascii():
+        return found
+    for match in re.finditer(r"[^\W\d_]+", text):
+        scripts = {_script(letter) for letter in match.group()}
+        foreign = [letter for letter in match.group() if not letter.isascii() and letter in self.twins]
+        strange = [letter for letter in match.group() if _script(letter) != "LATIN" and letter not in self.twins]
+        if foreign and not strange and "LATIN" in scripts:
+            for i in range(*match.span()):
+                found[i] = (self.twins.get(found[i][0], found[i][0]), *found[i][1:])
+    return found
+
+def _spell(self, found):
+    "Words that the vocabulary can correct; every new letter comes from the whole old word."
+    if self.vocabulary is None:
+        return found
+    text, corrected, at = "".join(character for character, _, _ in found), [], 0
+    for match in re.finditer(r"(?<![\w@#/.])[^\W\d_]+(?![\w@/]|\.\w)", text):
+        new = self.vocabulary.correct(match.group())
+        if new != match.group():
+            start, end = match.span()
+            corrected += found[at:start] + [(letter, found[start][1], found[end - 1][2]) for letter in new]
+            at = end
+    return corrected + found[at:]
+
+Normaliser._characters, Normaliser._fold, Normaliser._spell = _characters, _fold, _spell
+
+def _carry(entity, text, places):
+    "An entity of the old text at its place in the new one."
+    inside = [i for i, (start, end) in enumerate(places) if start < entity["end"] and end > entity["start"]]
+    if "start" not in entity or not inside:
+        return entity
+    start, end = inside[0], inside[-1] + 1
+    return {**entity, "start": start, "end": end, **({"text": text[start:end]} if "text" in entity else {})}
+
+def normalise(item,                                # a text, a list of words, or a row
+              vocabulary: "Vocabulary" = None,     # corrects spelling; None: spelling stays
+             ):                                    # the same kind of item
+    "An item without compatibility forms, invisible characters, homoglyphs and odd white space. Errors as `Normaliser`."
+    return Normaliser(vocabulary)(item)
+
+# %% ../nbs/13_robustness.ipynb #2ad6d1f3
+def edit_distance(a: str, b: str,
+                  most: int = 2,     # stop beyond this; the answer is then `most` + 1
+                 ) -> int:
+    "Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."
+    if abs(len(a) - len(b)) > most:
+        return most + 1
+    before, last = None, list(range(len(b) + 1))
+    for i in range(1, len(a) + 1):
+        row = [i]
+        for j in range(1, len(b) + 1):
+            cost = min(last[j] + 1, row[-1] + 1, last[j - 1] + (a[i - 1] != b[j - 1]))
+            if before is not None and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        if min(row) > most:
+            return most + 1
+        before, last = last, row
+    return min(last[-1], most + 1)
+
+def deletions(word: str,
+              most: int,    # letters left out at most
+             ) -> set:      # the word itself too
+    "All strings that arise by leaving out letters."
+    found = edge = {word}
+    for _ in range(most):
+        edge = {w[:i] + w[i + 1:] for w in edge for i in range(len(w))}
+        found = found | edge
+    return found
+
+# %% ../nbs/13_robustness.ipynb #fe5f56a8
+class Vocabulary:
+    "Known words, and the most likely one for a misspelled word."
+    def __init__(self,
+                 rows,                   # rows with tokens or text, or texts, or lists of words; the training data
+                 min_count: int = 3,     # a word must occur so often to be a correction
+                 min_length: int = 5,    # shorter words are not corrected; from 8 letters, two edits are allowed
+                ):
+        counts = Counter()
+        for row in rows:
+            row = row.get("tokens") or row.get("text", "") if isinstance(row, dict) else row
+            counts.update(split_words(row)[0] if isinstance(row, str) else row)
+        self.min_length, self.known, self.capital = min_length, Counter(), Counter()
+        for word, n in counts.items():
+            self.known[word.lower()] += n
+            self.capital[word.lower()] += n * word[:1].isupper()
+        self.min_count, self.index = min_count, defaultdict(list)
+        for word, n in self.known.items():
+            if n >= min_count and word.isalpha() and len(word) >= min_length - 1:
+                for part in deletions(word, self._reach(word)):
+                    self.index[part].append(word)
+        self.correct = lru_cache(maxsize=100_000)(self._correct)
+
+    def _reach(self, word): return 2 if len(word) >= 8 else 1
+
+    def _correct(self, word: str) -> str:
+        "The nearest frequent word, the more frequent of two; the word itself if it is known or has no neighbour."
+        lower = word.lower()
+        if lower in self.known or len(word) < self.min_length or not word.isalpha() or word[1:] != lower[1:]:
+            return word
+        counts, reach = self.capital if word[0].isupper() else self.known, self._reach(word)
+        near = {other for part in deletions(lower, reach) for other in self.index.get(part, ())}
+        ranked = sorted((edit_distance(lower, other, reach), -counts[other], other) for other in near)
+        ranked = [entry for entry in ranked if entry[0] <= reach and -entry[1] >= self.min_count]
+        return like(ranked[0][2], word) if ranked else word
+
+# %% ../nbs/13_robustness.ipynb #10f4eb30
+class Defended(Predictor):
+    "A predictor behind a `Normaliser`; answers speak of the original words and characters."
+    def __init__(self,
+                 predictor: Predictor,            # what is defended
+                 normaliser: Normaliser = None,   # None: all steps but spelling
+                ):
+        super().__init__(self._answers, task=predictor.task)
+        self.inner, self.normaliser = predictor, normaliser or Normaliser()
+
+    def _read(self, item, number):
+        row = {"text": item} if isinstance(item, str) else item
+        if isinstance(row, dict) and isinstance(row.get("text"), str) and "tokens" not in row and self.task.name == "token-classification":
+            new, places = self.normaliser.text(row["text"])    # before it is split: a hidden character would split a word
+            offsets = [(places[start][0], places[end - 1][1]) for start, end in split_words(new)[1]]
+            return {**row, "tokens": [row["text"][start:end] for start, end in offsets], "offsets": offsets}
+        return super()._read(item, number)
+
+    def _answers(self, rows):
+        answers = self.inner.predict([self.normaliser(row) for row in rows])
+        return [self._original(row, answer) if "tags" in answer else answer for row, answer in zip(rows, answers)]
+
+    def _original(self, row, answer):
+        "The answer with the original words, and characters where there is a text."
+        found = []
+        for entity in answer["entities"]:
+            start, end = entity["words"]
+            entity = {**entity, "text": " ".join(row["tokens"][start:end])}
+            if "offsets" in row:
+                first, last = row["offsets"][start][0], row["offsets"][end - 1][1]
+                entity.update(start=first, end=last, text=row["text"][first:last])
+            found.append(entity)
+        return {**answer, "tokens": list(row["tokens"]), "entities": found}
+
+# %% ../nbs/13_robustness.ipynb #a27eff51
+def defence_gain(predictor: Predictor,     # without the defence
+                 defended: Predictor,      # with it
+                 data,                     # labelled rows, or a data set (its test split)
+                 noises=None,              # names or noises; None: all
+                 strength: float = 0.3,    # share of eligible places that change
+                 seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
+                ) -> "pandas.DataFrame":   # a line for clean text and each noise: metric without and with, gain, interval
+    "What a defence gives back under noise and costs on clean text, with paired bootstrap intervals."
+    import pandas
+    rows = split_rows(data)
+    check = NoiseRobustness(noises, (strength,), seed=seed)
+    sets = {"clean": rows, **{name: [row for row, _ in copies] for (name, _), copies in check.versions(rows).items()}}
+    everything = [row for part in sets.values() for row in part]
+    answers = [distinct_answers(p, everything, "defence") for p in (predictor, defended)]
+    lines = []
+    for i, (name, noisy) in enumerate(sets.items()):
+        part = slice(i * len(rows), (i + 1) * len(rows))
+        without, with_it = (metric_counts(noisy, answer[part]) for answer in answers)
+        gain, unit = paired_drop(with_it, without, rows, seed=seed, confidence=confidence, resamples=resamples)
+        lines.append({"noise": name, "without": ratio(without.sum(axis=0)), "with": ratio(with_it.sum(axis=0)),
+                      "gain": gain.value, "low": gain.low, "high": gain.high, "n": gain.n, "unit": unit})
+    return pandas.DataFrame(lines)
