@@ -850,7 +850,7 @@ def deletions(word: str,
         found = found | edge
     return found
 
-# %% ../nbs/13_robustness.ipynb #fe5f56a8
+# %% ../nbs/13_robustness.ipynb #49d59b97
 class Vocabulary:
     "Known words, and the most likely one for a misspelled word."
     def __init__(self,
@@ -881,7 +881,8 @@ class Vocabulary:
         if lower in self.known or len(word) < self.min_length or not word.isalpha() or word[1:] != lower[1:]:
             return word
         counts, reach = self.capital if word[0].isupper() else self.known, self._reach(word)
-        near = {other for part in deletions(lower, reach) for other in self.index.get(part, ())}
+        near = {other for part in deletions(lower, reach) for other in self.index.get(part, ())
+                if not (lower.startswith(other) or other.startswith(lower))}    # an ending is no slip
         ranked = sorted((edit_distance(lower, other, reach), -counts[other], other) for other in near)
         ranked = [entry for entry in ranked if entry[0] <= reach and -entry[1] >= self.min_count]
         return like(ranked[0][2], word) if ranked else word
