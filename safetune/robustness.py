@@ -29,7 +29,7 @@ from .metrics import entities, entity_counts
 from .predict import Predictor
 from .sample import to_spans
 
-# %% ../nbs/13_robustness.ipynb #00760150
+# %% ../nbs/13_robustness.ipynb #16ce31af
 class Edit(NamedTuple):
     "Words `start` to `end` (exclusive) give way to `words`: an insertion if start equals end, a deletion if words is empty."
     start: int            # first word that goes
@@ -51,7 +51,10 @@ class Passage:
         if self.by_token:
             self.words = list(row["tokens"])
             self.places = [(i, i + 1) for i in range(len(self.words))]
-            self.entities = to_spans(list(row.get("tags") or ()))
+            tags = list(row.get("tags") or ())
+            self.entities = to_spans(tags)
+            if sum(end - start for _, start, end in self.entities) < sum(tag != "O" for tag in tags):
+                self.entities = entities(tags)    # not IOB2: read it as the metric does
         elif isinstance(row.get(field), str):
             found = list(_WORD.finditer(row[field]))
             self.words, self.places = [m.group() for m in found], [m.span() for m in found]
@@ -695,7 +698,7 @@ def plot_noise(result: Result,   # of `NoiseRobustness`
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-# %% ../nbs/13_robustness.ipynb #6b238206
+# %% ../nbs/13_robustness.ipynb #3f036a9a
 _LIGATURES = range(0xFB00, 0xFB07)
 _JOINERS = "\u200c\u200d"
 
@@ -706,9 +709,9 @@ def _plain_form(character: str) -> str:
     looks = kind in ("<wide>", "<narrow>", "<font>") or (kind == "<compat>" and ord(character) in _LIGATURES)
     return unicodedata.normalize("NFKC", character) if looks else character
 
-def _western(character: str) -> bool:
-    "A letter or digit of Latin, Greek, Cyrillic or Armenian, where a joiner has no work to do?"
-    return character.isalnum() and ord(character) < 0x0590
+def _joins(character: str) -> bool:
+    "A letter or mark of a script that uses joiners (they start with Hebrew), or a symbol such as an emoji?"
+    return ord(character) >= 0x0590 and unicodedata.category(character)[0] in "LMS"
 
 @lru_cache(maxsize=100_000)
 def _script(letter: str) -> str:
@@ -758,7 +761,7 @@ class Normaliser:
             row["entities"] = [_carry(entity, *texts["text"]) for entity in item["entities"]]
         return row
 
-# %% ../nbs/13_robustness.ipynb #8200ed1c
+# %% ../nbs/13_robustness.ipynb #e3ca596c
 def _characters(self, text):
     "Characters in their plain form with their places; no invisible ones, one space for any run of white space."
     found, i = [], 0
@@ -767,7 +770,8 @@ def _characters(self, text):
         while end < len(text) and unicodedata.combining(text[end]):    # an accent belongs to its letter
             end += 1
         first = text[i]
-        working = first in _JOINERS and any(not _western(c) and not c.isspace() for c in text[max(0, i - 1):i] + text[end:end + 1])
+        around = text[max(0, i - 1):i] + text[end:end + 1]
+        working = first in _JOINERS and any(_joins(c) and c not in self.twins for c in around)
         if first.isspace():
             if found and found[-1][0] != " ":
                 found.append((" ", i, end))

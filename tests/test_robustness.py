@@ -129,6 +129,12 @@ def test_strength_is_the_share_of_eligible_words(name):
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / 6000) ** 0.5
 
 
+def test_tags_that_are_not_iob2_keep_their_entities():
+    row = {"tokens": ["Ann", "Lee", "saw", "Paris", "Texas"], "tags": ["I-PER", "I-PER", "O", "I-LOC", "I-ORG"]}
+    noisy, _ = perturb(row, "whitespace", 1, 1)
+    assert [kind for kind, *_ in entities(noisy["tags"])] == ["PER", "LOC", "ORG"]
+
+
 def test_a_pair_of_texts_is_changed_on_both_sides():
     noisy, edits = perturb({"text": "the colour", "text_pair": "the center", "label": "a"}, "spelling", 1)
     assert (noisy["text"], noisy["text_pair"], len(edits)) == ("the color", "the centre", 2)
@@ -197,6 +203,12 @@ def test_normalise_keeps_places_and_settles(text):
 def test_normalise_leaves_plain_text_of_many_languages():
     for text in ["Plain English text, it's 5 o'clock.", "Straße, façade, naïve", "Москва и Петербург", "Αθήνα", "北京市", "日本語テスト",
                  "नमस्ते दुनिया", "می‌خواهم", "שלום עולם", "한국어", "👩‍💻 👍🏽", "x² + ½ = 3™"]:
+        assert normalise(text) == text
+
+
+def test_joiners_go_from_latin_and_stay_where_they_work():
+    assert normalise("S\u200d. a\u200c-b \u200d") == "S. a-b"
+    for text in ("می\u200cخواهم", "क्\u200dष", "👩\u200d💻"):
         assert normalise(text) == text
 
 
