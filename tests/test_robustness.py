@@ -214,7 +214,8 @@ def test_normalise_keeps_places_and_settles(text):
 
 def test_normalise_leaves_plain_text_of_many_languages():
     for text in ["Plain English text, it's 5 o'clock.", "Straße, façade, naïve", "Москва и Петербург",
-                 "Αθήνα", "北京市", "日本語テスト", "नमस्ते दुनिया", "می‌خواهم", "שלום עולם", "한국어", "👩‍💻 👍🏽", "x² + ½ = 3™"]:
+                 "Αθήνα", "北京市", "日本語テスト", "नमस्ते दुनिया",
+                 "می‌خواهم", "שלום עולם", "한국어", "👩‍💻 👍🏽", "x² + ½ = 3™"]:
         assert normalise(text) == text
 
 
