@@ -10,7 +10,8 @@ __all__ = ['OUTCOMES', 'STOP_WORDS', 'CHARACTER_EDITS', 'RECIPES', 'Wording', 'w
            'embedding_neighbours', 'MaskedWords', 'Masked', 'new_masked_lm', 'mention_pool', 'OtherMentions',
            'WordGradient', 'Gradients', 'HotFlip', 'Attack', 'Session', 'Importance', 'WeightedSaliency', 'Greedy',
            'Beam', 'Outcome', 'find_cases', 'attack_rows', 'Kit', 'Either', 'get_attack', 'attack_table',
-           'success_rate', 'rows_of', 'AttackRobustness', 'plot_success']
+           'success_rate', 'rows_of', 'AttackRobustness', 'plot_success', 'augment', 'handled', 'before_and_after',
+           'padded_predictions', 'speed', 'TextAttackModel', 'textattack_model']
 
 # %% ../nbs/13a_attacks.ipynb #7afd8592
 import dataclasses
@@ -834,7 +835,7 @@ def _mention(now, number):
     type_, start, end = now.spans[number]
     return (*now.words[start:end], f"({type_})")
 
-# %% ../nbs/13a_attacks.ipynb #37f830e0
+# %% ../nbs/13a_attacks.ipynb #8c6a5abc
 def find_cases(attack: Attack, rows: Sequence[dict], predictions: list) -> list:
     "The cases that the model handles correctly."
     starts = [wording(row) for row in rows]
@@ -854,6 +855,7 @@ def attack_rows(predictor: Predictor,
                 rows: Sequence[dict],      # with gold labels
                 attack: Attack,
                 limit: int = None,         # attack so many cases, drawn at random; None: all
+               per_row: int = None,       # cases a row at most, drawn at random; None: all
                 seed: int = 0,             # of the draw
                 width: int = 64,           # cases under way at a time
                 ask: Callable = None,      # rows -> predictions; None: the predictor
@@ -866,8 +868,15 @@ def attack_rows(predictor: Predictor,
     cases = find_cases(attack, rows, predictor.predict(rows))
     if not cases:
         raise CannotRun(f"the model handles none of {len(rows)} rows correctly", "an attack needs rows that it gets right")
-    if limit and limit < len(cases):
-        cases = [cases[i] for i in sorted(random.Random(seed).sample(range(len(cases)), limit))]
+    draw = random.Random(seed)
+    if per_row or limit:
+        order, taken = draw.sample(range(len(cases)), len(cases)), defaultdict(int)
+        kept = []
+        for i in order:
+            taken[cases[i].number] += 1
+            if not per_row or taken[cases[i].number] <= per_row:
+                kept.append(i)
+        cases = [cases[i] for i in sorted(kept[:limit])]
     return run_together([_attack_case(attack, case, ask, labels, unknown) for case in cases], width, progress)
 
 # %% ../nbs/13a_attacks.ipynb #1b64cd1b
@@ -1052,3 +1061,139 @@ def plot_success(outcomes: dict,     # name -> outcomes
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+# %% ../nbs/13a_attacks.ipynb #604f788d
+def augment(data,                      # data set with splits
+            attack: Attack,
+            predictor: Predictor,      # the model that the attack aims at
+            share: float = 0.2,        # attacked copies, as a share of the rows
+            split: str = "train",
+            seed: int = 0,             # which rows
+            width: int = 64, progress: str = "",
+           ):                          # DatasetDict with a longer `split`
+    "Add attacked copies of rows that the model handles. Fewer come where the attack finds nothing to change. Raises `InputError`."
+    from datasets import Dataset, DatasetDict
+    if not 0 < share <= 1:
+        raise InputError(f"the share is {share}", "give a share above 0 and at most 1")
+    rows, copies = list(data[split]), []
+    wanted, order = round(share * len(rows)), random.Random(seed).sample(range(len(rows)), len(rows))
+    for at in range(0, len(order), max(1, wanted)):
+        batch = [rows[i] for i in order[at:at + max(1, wanted)]]
+        try:
+            outcomes = attack_rows(predictor, batch, attack, per_row=1, seed=seed, width=width, progress=progress)
+        except CannotRun:
+            continue
+        copies += [_copy(outcome) for outcome in outcomes if outcome.edits]
+        if len(copies) >= wanted:
+            break
+    longer = Dataset.from_list(rows + copies[:wanted], features=data[split].features)
+    return DatasetDict({**data, split: longer})
+
+def _copy(outcome):
+    "An attacked row as a training row."
+    row = dict(outcome.final.now)
+    return {**row, "id": f"{row['id']}+attack"} if "id" in row else row
+
+def handled(predictor: Predictor, goal, cases: list) -> np.ndarray:    # cases: (wording, target); bool, one a case
+    "Does the model still handle these wordings?"
+    predictions = predictor.predict([now.now for now, _ in cases])
+    return np.array([not goal.judge(now, target, prediction, list(predictor.task.labels))[0]
+                     for (now, target), prediction in zip(cases, predictions)], dtype=bool)
+
+def before_and_after(before: Predictor, after: Predictor,
+                     outcomes: list,       # of an attack on `before`
+                     attack: Attack,
+                     rows: Sequence[dict],   # all test rows, for the unattacked cases
+                     seed: int = 0, confidence: float = 0.95,
+                    ) -> "pandas.DataFrame":
+    "Share of cases that two models handle, as they were and as the attack left them, with the paired difference."
+    import pandas
+    clean = [(i, now, target) for i, now in enumerate(map(wording, rows))
+             for target in ([now.row["label"]] if isinstance(now.row.get("label"), str) else range(len(now.spans)))]
+    frozen = [(outcome.case.number, outcome.final, outcome.case.target) for outcome in outcomes]
+    lines = []
+    for name, cases in (("as they were", clean), ("attacked, frozen", frozen)):
+        numbers, pairs = [number for number, *_ in cases], [case[1:] for case in cases]
+        a, b = (handled(model, attack.goal, pairs).astype(float) for model in (before, after))
+        gap = cluster_bootstrap(np.stack([b - a, np.ones(len(a))], 1), lambda s: s[..., 0] / s[..., 1], numbers,
+                                confidence=confidence, seed=seed, bounds=(-1, 1))
+        lines.append({"cases": name, "n": len(a), "before": a.mean(), "after": b.mean(), "difference": gap.value,
+                      "low": gap.low, "high": gap.high, "p": paired_permutation(b, a, numbers, seed=seed)[1]})
+    return pandas.DataFrame(lines).set_index("cases")
+
+# %% ../nbs/13a_attacks.ipynb #10ab5790
+def padded_predictions(predictor: Predictor,
+                       length: int = 512,       # pieces that every row is padded to
+                       rows_a_batch: int = 32):   # function: rows -> predictions, without a cache
+    "The plain way to ask a model, as a baseline to measure against."
+    def ask(rows):
+        features = predictor.task.encode([{k: row[k] for k in ("tokens", "text", "text_pair") if k in row} for row in rows],
+                                         predictor.tokenizer, predictor.max_length, predictor.stride)
+        collate, outputs = Collator(predictor.tokenizer, length), []
+        with torch.inference_mode():
+            for at in range(0, len(features), rows_a_batch):
+                batch = {name: tensor.to(predictor.model.device) for name, tensor in collate(features[at:at + rows_a_batch]).items()}
+                outputs += predictor.task.forward(predictor.model, batch)
+        outputs = [output[:len(feature["input_ids"])] if "word_at" in feature else output for feature, output in zip(features, outputs)]
+        return predictor.task.decode(rows, features, outputs)
+    return ask
+
+def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
+          limit: int = 4,        # cases
+          length: int = 512,     # padding of the baseline
+          width: int = 64,
+         ) -> "pandas.DataFrame":
+    "Queries per second of an attack: case by case and padded, many cases together, and these with a cache."
+    import pandas, time
+    plain = _same_model(predictor, 0)
+    asked = [0]
+    def counted(function):
+        def ask(items):
+            asked[0] += len(items)
+            return function(items)
+        return ask
+    ways = {f"case by case, padded to {length}": (1, counted(padded_predictions(predictor, length))),
+            "together, by length": (width, counted(plain.predict)),
+            "together, by length, cached": (width, counted(_same_model(predictor, 20_000).predict))}
+    lines, finals = [], []
+    for name, (side_by_side, ask) in ways.items():
+        asked[0], start = 0, time.perf_counter()
+        finals.append([o.final.words for o in attack_rows(plain, rows, attack, limit, width=side_by_side, ask=ask)])
+        seconds = time.perf_counter() - start
+        lines.append({"way": name, "queries": asked[0], "seconds": seconds, "queries per second": asked[0] / seconds})
+    table = pandas.DataFrame(lines).set_index("way")
+    table["times as fast"] = table["queries per second"] / table["queries per second"].iloc[0]
+    table["same results"] = [found == finals[0] for found in finals]
+    return table
+
+def _same_model(predictor, cache_size):
+    "A predictor of the same model with a cache of another size."
+    return Predictor(predictor.model, predictor.tokenizer, predictor.task, predictor.batch_tokens, predictor.max_length,
+                     predictor.stride, cache_size)
+
+# %% ../nbs/13a_attacks.ipynb #7e3aebeb
+class TextAttackModel:
+    "What TextAttack asks of a model: texts in, probabilities out. Raises `InputError` for a model that does not classify texts."
+    def __init__(self, predictor: Predictor):
+        if predictor.task.name != "text-classification" or not predictor.task.labels:
+            raise InputError("TextAttack needs a classifier of texts with known labels", "use the attacks of safetune for other tasks")
+        self.predictor, self.labels = predictor, list(predictor.task.labels)
+        self.model, self.tokenizer = getattr(predictor, "model", None), getattr(predictor, "tokenizer", None)
+
+    def __call__(self, text_input_list: list) -> np.ndarray:    # float64, shape (texts, classes)
+        "Probabilities; each row adds up to one. A pair of texts may be given as a tuple."
+        rows = [{"text": item} if isinstance(item, str) else {"text": item[0], "text_pair": item[1]} for item in text_input_list]
+        p = np.array([prediction["probabilities"] for prediction in self.predictor.predict(rows)], dtype=np.float64)
+        p = p.reshape(len(rows), len(self.labels))
+        return p / p.sum(1, keepdims=True)
+
+    def tokenize(self, inputs: list) -> list:
+        "Pieces of each text."
+        return [self.tokenizer.tokenize(text) for text in inputs]
+
+def textattack_model(predictor: Predictor) -> TextAttackModel:
+    "The model for TextAttack; an instance of its `ModelWrapper` where TextAttack is installed."
+    if importlib.util.find_spec("textattack") is None:
+        return TextAttackModel(predictor)
+    from textattack.models.wrappers import ModelWrapper
+    return type("SafetuneModel", (TextAttackModel, ModelWrapper), {})(predictor)
