@@ -38,7 +38,7 @@ from .robustness import get_noise
 from .tasks import Collator, load_tokenizer, max_input_length, run_model, softmax
 from .tuning import new_encoder
 
-# %% ../nbs/13a_attacks.ipynb #5aed400a
+# %% ../nbs/13a_attacks.ipynb #224c85b2
 @dataclass(frozen=True)
 class Wording:
     "The words of a row under attack."
@@ -59,7 +59,7 @@ class Wording:
         if gaps and new:
             gaps = gaps[:start + 1] + (" ",) * (len(new) - 1) + gaps[end:]
         elif gaps:
-            gaps = gaps[:start] + (gaps[start] and (gaps[start] or gaps[end]),) + gaps[end + 1:]
+            gaps = gaps[:start] + (gaps[start] or (gaps[end] if start else ""),) + gaps[end + 1:]
         return dataclasses.replace(self, words=self.words[:start] + new + self.words[end:], gaps=gaps,
                                    origin=self.origin[:start] + tuple(old[min(j, len(old) - 1)] for j in range(len(new))) + self.origin[end:],
                                    spans=tuple(_moved(span, start, end, len(new)) for span in self.spans),
@@ -783,8 +783,8 @@ class Beam:
             beam = [now for _, now in ranked]
         return best[2]
 
-# %% ../nbs/13a_attacks.ipynb #e399574d
-@dataclass(frozen=True)
+# %% ../nbs/13a_attacks.ipynb #55b32be4
+@dataclass(frozen=True, repr=False)
 class Outcome:
     "What an attack did to one case."
     case: Case
@@ -823,6 +823,9 @@ class Outcome:
                 "edits": self.edits, "words": len(self.case.start.words), "queries": self.queries,
                 "changes": "; ".join(f"{old} → {new}" for old, new in self.changes),
                 "original": self.case.start.text, "attacked": self.final.text}
+
+    def __repr__(self):
+        return f"Outcome({self.to_row()['target']!r} became {self.became!r}, {self.edits} words changed, {self.queries} queries)"
 
     def _repr_html_(self):
         shown = lambda now, colour: " ".join(f"<mark style='background:{colour}'>{html.escape(w)}</mark>" if o in self.final.changed
@@ -1000,7 +1003,7 @@ def success_rate(outcomes: list,            # of one attack
     counts = [[outcome.reached, 1] for outcome in outcomes]
     return cluster_bootstrap(counts, lambda sums: sums[..., 0] / sums[..., 1], rows, resamples, confidence, seed)
 
-# %% ../nbs/13a_attacks.ipynb #de3b2332
+# %% ../nbs/13a_attacks.ipynb #1ea3f8ee
 def rows_of(data,                    # rows, or a data set with splits
             split: str = "test",
            ) -> list:
@@ -1040,8 +1043,9 @@ class AttackRobustness(Check):
         edits = f" with {100 * np.mean([o.share for o in won]):.0f}% of the words changed on average" if won else ""
         result = Result(self.name, "attack success rate", rate, "sentences" if attack.goal.unit == "entities" else "texts", self.gate,
                         rows=[outcome.to_row() for outcome in won], figure=lambda: plot_success({attack.name: outcomes}))
+        found = result.sentence.replace(f"{self.name}: ", "", 1)
         result._sentence = (f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
-                            f"{np.mean([o.queries for o in outcomes]):.0f} queries a case. {result.sentence}")
+                            f"{np.mean([o.queries for o in outcomes]):.0f} queries a case. The {found}")
         result.outcomes = outcomes
         return result
 
