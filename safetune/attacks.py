@@ -509,7 +509,7 @@ class Masked:
         old = now.words[i]
         return [now.replace(i, i + 1, (match_case(word, old),)) for word in found if word.lower() != old.lower()]
 
-# %% ../nbs/13a_attacks.ipynb #da0022a9
+# %% ../nbs/13a_attacks.ipynb #cf32219b
 def new_masked_lm(texts,                     # iterable of texts, or of lists of words
                   folder: Path,              # where the model folder is written
                   epochs: int = 10,          # passes over the texts
@@ -524,7 +524,7 @@ def new_masked_lm(texts,                     # iterable of texts, or of lists of
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     name = new_encoder(texts, folder, seed=seed, **shape)
     tokenizer, set_up = load_tokenizer(name), set_seed(seed)
-    model = AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True).train()
+    model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)).train()
     features = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True)["input_ids"]]
     sampler = TokenBudgetSampler([len(f["input_ids"]) for f in features], batch_tokens, seed=seed)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=seed)
@@ -540,6 +540,16 @@ def new_masked_lm(texts,                     # iterable of texts, or of lists of
             schedule.step()
     model.eval().save_pretrained(folder)
     return str(folder)
+
+def _quietly(load):
+    "Load without a warning about the new head, which is wanted here."
+    import transformers
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        return load()
+    finally:
+        transformers.logging.set_verbosity(before)
 
 # %% ../nbs/13a_attacks.ipynb #16d13503
 def mention_pool(rows,          # rows with tokens and tags

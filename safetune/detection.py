@@ -87,7 +87,7 @@ def _worst_window(values, width):
     width = min(width, len(values))
     return float((sums[width:] - sums[:-width]).max() / width)
 
-# %% ../nbs/13b_detection.ipynb #b9f14d76
+# %% ../nbs/13b_detection.ipynb #54bdfc66
 class Perplexity:
     "Detector: mean negative log-likelihood of the pieces under a language model. Raises `InputError` if it cannot be had."
     name = "language model"
@@ -120,6 +120,8 @@ class Perplexity:
     @torch.inference_mode()
     def score(self, rows: Sequence[dict]) -> np.ndarray:
         "Mean of -ln p over the pieces of each row; 0 for a row without pieces to predict."
+        if not len(rows):
+            return np.zeros(0)
         items, total, count = [item for item in self._items(rows) if len(item[1]) > 1], np.zeros(len(rows)), np.zeros(len(rows))
         for members in TokenBudgetSampler([len(ids) for _, ids, _ in items], self.batch_tokens, shuffle=False) if items else ():
             batch = self.tokenizer.pad([{"input_ids": items[m][1]} for m in members], return_tensors="pt").to(self.model.device)
@@ -250,7 +252,7 @@ class Combined:
         "Log odds of an attack."
         return self.model.decision_function(self._table(list(rows)))
 
-# %% ../nbs/13b_detection.ipynb #05166879
+# %% ../nbs/13b_detection.ipynb #32d6951e
 def threshold(scores: Sequence[float],      # of clean rows
               rate: float = 0.05,           # of false alarms
              ) -> float:
@@ -269,7 +271,7 @@ def judge_detectors(detectors: list,           # fitted
                     clean: Sequence[dict],     # clean rows to test on
                     attacked: dict,            # attack -> outcomes on these clean rows, see `safetune.attacks.attack_rows`
                     rates: tuple = (0.01, 0.05),
-                    resamples: int = 500, seed: int = 0, confidence: float = 0.95,
+                    resamples: int = 300, seed: int = 0, confidence: float = 0.95,
                    ) -> tuple:                 # (DataFrame, {(detector, attack): (labels, scores)})
     "AUC, and detection at set false-alarm rates, for each detector on each attack. Only attacks that succeeded count."
     import pandas
@@ -285,7 +287,8 @@ def judge_detectors(detectors: list,           # fitted
             labels, scores = [0] * len(clean) + [1] * len(won), [*ordinary, *found]
             clusters = [*range(len(clean)), *(outcome.case.number for outcome in won)]
             area = bootstrap_scores(auc, labels, scores, n_resamples=resamples, seed=seed, clusters=clusters, confidence=confidence)["value"]
-            line = {"detector": detector.name, "attack": name, "attacked": len(won), "AUC": area.value, "low": area.low, "high": area.high}
+            line = {"detector": detector.name, "attack": name, "attacked": len(won), "AUC": area.value, "low": area.low, "high": area.high,
+                    "AUC of originals": auc(labels, [*ordinary, *(ordinary[outcome.case.number] for outcome in won)])}
             for rate, limit in limits.items():
                 hit = wilson(int((found > limit).sum()), len(found), confidence)
                 line |= {f"detected at {rate:.0%}": hit.value, f"low at {rate:.0%}": hit.low, f"high at {rate:.0%}": hit.high,
