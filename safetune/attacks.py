@@ -9,9 +9,9 @@ __all__ = ['OUTCOMES', 'STOP_WORDS', 'CHARACTER_EDITS', 'RECIPES', 'Wording', 'w
            'insert_letter', 'split_word', 'substitute_letter', 'Characters', 'whole_words', 'match_case', 'Neighbours',
            'embedding_neighbours', 'MaskedWords', 'Masked', 'new_masked_lm', 'mention_pool', 'OtherMentions',
            'WordGradient', 'Gradients', 'HotFlip', 'Attack', 'Session', 'Importance', 'WeightedSaliency', 'Greedy',
-           'Beam', 'Outcome', 'find_cases', 'attack_rows', 'Kit', 'Either', 'get_attack', 'attack_table',
-           'success_rate', 'rows_of', 'AttackRobustness', 'plot_success', 'augment', 'handled', 'before_and_after',
-           'padded_predictions', 'speed', 'TextAttackModel', 'textattack_model']
+           'Beam', 'Outcome', 'find_cases', 'draw_cases', 'attack_cases', 'attack_rows', 'Kit', 'Either', 'get_attack',
+           'attack_table', 'success_rate', 'rows_of', 'AttackRobustness', 'plot_success', 'augment', 'handled',
+           'before_and_after', 'padded_predictions', 'speed', 'TextAttackModel', 'textattack_model']
 
 # %% ../nbs/13a_attacks.ipynb #7afd8592
 import dataclasses
@@ -161,7 +161,7 @@ def _answers(live):
         found += [(i, [next(answers) for _ in items]) for i, items in asked]
     return found
 
-# %% ../nbs/13a_attacks.ipynb #d5bd1655
+# %% ../nbs/13a_attacks.ipynb #1a139d9c
 class Misclassify:
     "The label is wrong; with `into`, it is that label."
     unit = "texts"
@@ -184,7 +184,7 @@ class Misclassify:
             return reached, float(reached)
         if self.into:
             return False, float(p[labels.index(self.into)]) if self.into in labels else 0.0
-        return False, 1 - float(prediction["score"])
+        return False, 1 - float(prediction.get("score", np.max(p)))
 
     def training_labels(self, now: Wording, target: str, labels: list):
         "What the loss compares with; an attack by gradient climbs it."
@@ -509,7 +509,7 @@ class Masked:
         old = now.words[i]
         return [now.replace(i, i + 1, (match_case(word, old),)) for word in found if word.lower() != old.lower()]
 
-# %% ../nbs/13a_attacks.ipynb #cf32219b
+# %% ../nbs/13a_attacks.ipynb #be49f74c
 def new_masked_lm(texts,                     # iterable of texts, or of lists of words
                   folder: Path,              # where the model folder is written
                   epochs: int = 10,          # passes over the texts
@@ -524,7 +524,8 @@ def new_masked_lm(texts,                     # iterable of texts, or of lists of
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     name = new_encoder(texts, folder, seed=seed, **shape)
     tokenizer, set_up = load_tokenizer(name), set_seed(seed)
-    model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)).train()
+    model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     features = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True)["input_ids"]]
     sampler = TokenBudgetSampler([len(f["input_ids"]) for f in features], batch_tokens, seed=seed)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=seed)
@@ -533,7 +534,8 @@ def new_masked_lm(texts,                     # iterable of texts, or of lists of
     for epoch in tqdm(range(epochs), desc="masked language model", unit="epoch", leave=False):
         sampler.set_epoch(epoch)
         for members in sampler:
-            model(**collate([features[i] for i in members])).loss.backward()
+            batch = collate([features[i] for i in members])
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -848,7 +850,7 @@ def _mention(now, number):
     type_, start, end = now.spans[number]
     return (*now.words[start:end], f"({type_})")
 
-# %% ../nbs/13a_attacks.ipynb #8c6a5abc
+# %% ../nbs/13a_attacks.ipynb #9911735a
 def find_cases(attack: Attack, rows: Sequence[dict], predictions: list) -> list:
     "The cases that the model handles correctly."
     starts = [wording(row) for row in rows]
@@ -864,33 +866,44 @@ async def _attack_case(attack, case, ask, labels, unknown):
     became = prediction["label"] if isinstance(case.target, str) else span_outcome(final.spans[case.target], predicted_spans(prediction))
     return Outcome(case, final, bool(reached), became, len(session.known))
 
+def draw_cases(cases: list,
+               limit: int = None,     # so many, drawn at random; None: all
+               per_row: int = None,   # of one row at most; None: all
+               seed: int = 0,         # of the draw
+              ) -> list:              # in their old order
+    "Some of the cases."
+    order, taken, kept = random.Random(seed).sample(range(len(cases)), len(cases)), defaultdict(int), []
+    for i in order:
+        taken[cases[i].number] += 1
+        if not per_row or taken[cases[i].number] <= per_row:
+            kept.append(i)
+    return [cases[i] for i in sorted(kept[:limit])]
+
+def attack_cases(predictor: Predictor, cases: list, attack: Attack,
+                 width: int = 64,           # cases under way at a time
+                 ask: Callable = None,      # rows -> predictions; None: the predictor
+                 progress: str = "",        # title of a progress bar; none where empty
+                ) -> list:                  # an `Outcome` a case
+    "Attack cases, many at a time."
+    ask, labels = ask or predictor.predict, list(predictor.task.labels)
+    unknown = getattr(getattr(predictor, "tokenizer", None), "unk_token", None) or "[UNK]"
+    return run_together([_attack_case(attack, case, ask, labels, unknown) for case in cases], width, progress)
+
 def attack_rows(predictor: Predictor,
                 rows: Sequence[dict],      # with gold labels
                 attack: Attack,
                 limit: int = None,         # attack so many cases, drawn at random; None: all
-               per_row: int = None,       # cases a row at most, drawn at random; None: all
+                per_row: int = None,       # cases of one row at most; None: all
                 seed: int = 0,             # of the draw
                 width: int = 64,           # cases under way at a time
-                ask: Callable = None,      # rows -> predictions; None: the predictor
                 progress: str = "",        # title of a progress bar; none where empty
                ) -> list:                  # an `Outcome` a case
     "Attack the cases that the model handles correctly. Raises `CannotRun` if there are none."
     rows = list(rows)
-    ask, labels = ask or predictor.predict, list(predictor.task.labels)
-    unknown = getattr(getattr(predictor, "tokenizer", None), "unk_token", None) or "[UNK]"
     cases = find_cases(attack, rows, predictor.predict(rows))
     if not cases:
         raise CannotRun(f"the model handles none of {len(rows)} rows correctly", "an attack needs rows that it gets right")
-    draw = random.Random(seed)
-    if per_row or limit:
-        order, taken = draw.sample(range(len(cases)), len(cases)), defaultdict(int)
-        kept = []
-        for i in order:
-            taken[cases[i].number] += 1
-            if not per_row or taken[cases[i].number] <= per_row:
-                kept.append(i)
-        cases = [cases[i] for i in sorted(kept[:limit])]
-    return run_together([_attack_case(attack, case, ask, labels, unknown) for case in cases], width, progress)
+    return attack_cases(predictor, draw_cases(cases, limit, per_row, seed), attack, width, progress=progress)
 
 # %% ../nbs/13a_attacks.ipynb #1b64cd1b
 class Kit:
@@ -1135,7 +1148,7 @@ def before_and_after(before: Predictor, after: Predictor,
                       "low": gap.low, "high": gap.high, "p": paired_permutation(b, a, numbers, seed=seed)[1]})
     return pandas.DataFrame(lines).set_index("cases")
 
-# %% ../nbs/13a_attacks.ipynb #10ab5790
+# %% ../nbs/13a_attacks.ipynb #a81b9b4d
 def padded_predictions(predictor: Predictor,
                        length: int = 512,       # pieces that every row is padded to
                        rows_a_batch: int = 32):   # function: rows -> predictions, without a cache
@@ -1159,8 +1172,8 @@ def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
          ) -> "pandas.DataFrame":
     "Queries per second of an attack: case by case and padded, many cases together, and these with a cache."
     import pandas, time
-    plain = _same_model(predictor, 0)
-    asked = [0]
+    plain, rows, asked = _same_model(predictor, 0), list(rows), [0]
+    cases = draw_cases(find_cases(attack, rows, predictor.predict(rows)), limit)    # outside the measurement
     def counted(function):
         def ask(items):
             asked[0] += len(items)
@@ -1172,7 +1185,7 @@ def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
     lines, finals = [], []
     for name, (side_by_side, ask) in ways.items():
         asked[0], start = 0, time.perf_counter()
-        finals.append([o.final.words for o in attack_rows(plain, rows, attack, limit, width=side_by_side, ask=ask)])
+        finals.append([o.final.words for o in attack_cases(plain, cases, attack, side_by_side, ask)])
         seconds = time.perf_counter() - start
         lines.append({"way": name, "queries": asked[0], "seconds": seconds, "queries per second": asked[0] / seconds})
     table = pandas.DataFrame(lines).set_index("way")
