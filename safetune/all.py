@@ -11,13 +11,19 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'Check', 'Gate', 'Result', 'benjamini_hochberg', 'cluster_bootstrap', 'correct', 'detection_table', 'holm',
            'newcombe', 'paired_permutation', 'permutation_test', 'plot_parts', 'wilson', 'SWAPS', 'Swap', 'load_terms',
            'Counterfactual', 'GroupGap', 'GroupThresholds', 'PairPreference', 'WordAssociation', 'demographic_parity',
-           'equalised_odds', 'fairness_checks', 'reweigh', 'run_fairness']
+           'equalised_odds', 'fairness_checks', 'reweigh', 'run_fairness', 'NOISES', 'Defended', 'NoiseRobustness',
+           'Normaliser', 'normalise', 'perturb', 'RECIPES', 'AttackRobustness', 'attack_rows', 'get_attack',
+           'textattack_model', 'AdversarialInput', 'CharacterModel', 'Mahalanobis', 'Perplexity', 'Stability',
+           'judge_detectors']
 
-# %% ../nbs/22_all.ipynb #76d39e91
+# %% ../nbs/22_all.ipynb #fd56a704
+from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
 from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
                              detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
                              wilson)
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
+from .detection import (AdversarialInput, CharacterModel, Mahalanobis, Perplexity, Stability,
+                                judge_detectors)
 from .fairness import (Counterfactual, GroupGap, GroupThresholds, PairPreference, WordAssociation,
                                demographic_parity, equalised_odds, fairness_checks, reweigh, run_fairness)
 from .losses import LOSSES, get_loss, weights_from_counts
@@ -25,6 +31,7 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
                               bootstrap_scores, classification_scores, confusion, entities, entity_scores,
                               load_metric, plot_confusion, regression_scores, report, token_scores)
 from .predict import Predictor
+from .robustness import NOISES, Defended, NoiseRobustness, Normaliser, normalise, perturb
 from .sample import sample_ner, sample_text
 from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
@@ -42,4 +49,7 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "wilson",
          "SWAPS", "Swap", "load_terms",
          "Counterfactual", "GroupGap", "GroupThresholds", "PairPreference", "WordAssociation",
-         "demographic_parity", "equalised_odds", "fairness_checks", "reweigh", "run_fairness"]
+         "demographic_parity", "equalised_odds", "fairness_checks", "reweigh", "run_fairness",
+         "NOISES", "Defended", "NoiseRobustness", "Normaliser", "normalise", "perturb",
+         "RECIPES", "AttackRobustness", "attack_rows", "get_attack", "textattack_model",
+         "AdversarialInput", "CharacterModel", "Mahalanobis", "Perplexity", "Stability", "judge_detectors"]

@@ -1003,7 +1003,7 @@ def get_attack(name,                     # a name in `RECIPES`, or an `Attack`
 # %% ../nbs/13a_attacks.ipynb #c110dd49
 def attack_table(outcomes: dict,            # name -> outcomes
                  confidence: float = 0.95,
-                ) -> "pandas.DataFrame":    # one row a name
+                ):    # one row a name
     "Success rate with its interval, edits and queries."
     import pandas
     rows = []
@@ -1072,6 +1072,7 @@ class AttackRobustness(Check):
         result.outcomes = outcomes
         return result
 
+# %% ../nbs/13a_attacks.ipynb #4fd47a46
 def plot_success(outcomes: dict,     # name -> outcomes
                  largest: float = None,   # share of words on the right edge; None: the largest that occurs
                 ):                   # matplotlib Figure
@@ -1132,7 +1133,7 @@ def before_and_after(before: Predictor, after: Predictor,
                      attack: Attack,
                      rows: Sequence[dict],   # all test rows, for the unattacked cases
                      seed: int = 0, confidence: float = 0.95,
-                    ) -> "pandas.DataFrame":
+                    ):
     "Share of cases that two models handle, as they were and as the attack left them, with the paired difference."
     import pandas
     clean = [(i, now, target) for i, now in enumerate(map(wording, rows))
@@ -1169,7 +1170,7 @@ def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
           limit: int = 4,        # cases
           length: int = 512,     # padding of the baseline
           width: int = 64,
-         ) -> "pandas.DataFrame":
+         ):
     "Queries per second of an attack: case by case and padded, many cases together, and these with a cache."
     import pandas, time
     plain, rows, asked = _same_model(predictor, 0), list(rows), [0]

@@ -81,6 +81,7 @@ class CharacterModel:
         "The highest mean over a window, for each row."
         return np.array([_worst_window(self.bits(text_of(row)), self.window) for row in rows])
 
+# %% ../nbs/13b_detection.ipynb #7c08cd57
 def _worst_window(values, width):
     "Largest mean over `width` neighbours."
     sums = np.concatenate([[0], np.cumsum(values)])
@@ -297,6 +298,7 @@ def judge_detectors(detectors: list,           # fitted
             curves[detector.name, name] = labels, scores
     return pandas.DataFrame(lines).set_index(["detector", "attack"]), curves
 
+# %% ../nbs/13b_detection.ipynb #fc27a011
 def plot_roc(curves: dict,      # from `judge_detectors`
             ):                  # matplotlib Figure
     "A panel for each attack, a curve for each detector."

@@ -702,6 +702,7 @@ def _brief(row, answer):
         return str(answer)
     return "; ".join(f"{' '.join(row['tokens'][a:b])} ({kind})" for kind, a, b in entities(answer)) or "none"
 
+# %% ../nbs/13_robustness.ipynb #3f86742e
 def plot_noise(result: Result,   # of `NoiseRobustness`
                ax=None,          # matplotlib axes; None: a new figure
               ):                 # the axes
@@ -753,6 +754,7 @@ def _script(letter: str) -> str:
     "The script of a letter, by the first word of its Unicode name; empty for what is no letter."
     return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
 
+# %% ../nbs/13_robustness.ipynb #e8435a17
 class Normaliser:
     "Undoes noise in a text, a list of words or a row. No word is lost or becomes empty."
     def __init__(self,
@@ -831,6 +833,7 @@ def _fold(self, found):
                 found[i] = (self.twins.get(found[i][0], found[i][0]), *found[i][1:])
     return found
 
+# %% ../nbs/13_robustness.ipynb #cf71bd80
 def _spell(self, found):
     "Words that the vocabulary can correct; every new letter comes from the whole old word."
     if self.vocabulary is None:
@@ -970,7 +973,7 @@ def defence_gain(predictor: Predictor,     # without the defence
                  noises=None,              # names or noises; None: all
                  strength: float = 0.3,    # share of eligible places that change
                  seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
-                ) -> "pandas.DataFrame":   # clean text and each noise: metric without, with, gain
+                ):   # clean text and each noise: metric without, with, gain
     "What a defence gives back under noise and costs on clean text, with paired bootstrap intervals."
     import pandas
     rows = split_rows(data)
