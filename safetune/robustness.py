@@ -669,7 +669,7 @@ def paired_drop(before: np.ndarray, after: np.ndarray,   # from `metric_counts`,
                                  bounds=(-1, 1), **options)
     return interval, "documents" if known else "rows"
 
-# %% ../nbs/13_robustness.ipynb #50515276
+# %% ../nbs/13_robustness.ipynb #523e4af8
 def _part(check, name, rows, copies, before, said, clean):
     "The result for one noise at one strength."
     noisy_rows = [row for row, _ in copies]
@@ -702,6 +702,7 @@ def _brief(row, answer):
         return str(answer)
     return "; ".join(f"{' '.join(row['tokens'][a:b])} ({kind})" for kind, a, b in entities(answer)) or "none"
 
+# %% ../nbs/13_robustness.ipynb #0876d259
 def plot_noise(result: Result,   # of `NoiseRobustness`
                ax=None,          # matplotlib axes; None: a new figure
               ):                 # the axes
