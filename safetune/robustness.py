@@ -734,7 +734,7 @@ def plot_noise(result: Result,   # of `NoiseRobustness`
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-# %% ../nbs/13_robustness.ipynb #67f8c633
+# %% ../nbs/13_robustness.ipynb #b32e0d87
 _LIGATURES = range(0xFB00, 0xFB07)
 _JOINERS = "\u200c\u200d"
 
@@ -754,6 +754,7 @@ def _script(letter: str) -> str:
     "The script of a letter, by the first word of its Unicode name; empty for what is no letter."
     return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
 
+# %% ../nbs/13_robustness.ipynb #ca603a8f
 class Normaliser:
     "Undoes noise in a text, a list of words or a row. No word is lost or becomes empty."
     def __init__(self,
@@ -798,7 +799,7 @@ class Normaliser:
             row["entities"] = [_carry(entity, *texts["text"]) for entity in item["entities"]]
         return row
 
-# %% ../nbs/13_robustness.ipynb #baf9c882
+# %% ../nbs/13_robustness.ipynb #4535b7fb
 def _characters(self, text):
     "Characters in plain form with their places; no invisible ones, one space for any run of white space."
     found, i = [], 0
@@ -847,6 +848,7 @@ def _spell(self, found):
 
 Normaliser._characters, Normaliser._fold, Normaliser._spell = _characters, _fold, _spell
 
+# %% ../nbs/13_robustness.ipynb #b8f65a75
 def _carry(entity, text, places):
     "An entity of the old text at its place in the new one."
     inside = [i for i, (start, end) in enumerate(places) if start < entity["end"] and end > entity["start"]]
