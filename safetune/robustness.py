@@ -669,7 +669,7 @@ def paired_drop(before: np.ndarray, after: np.ndarray,   # from `metric_counts`,
                                  bounds=(-1, 1), **options)
     return interval, "documents" if known else "rows"
 
-# %% ../nbs/13_robustness.ipynb #50515276
+# %% ../nbs/13_robustness.ipynb #523e4af8
 def _part(check, name, rows, copies, before, said, clean):
     "The result for one noise at one strength."
     noisy_rows = [row for row, _ in copies]
@@ -702,7 +702,7 @@ def _brief(row, answer):
         return str(answer)
     return "; ".join(f"{' '.join(row['tokens'][a:b])} ({kind})" for kind, a, b in entities(answer)) or "none"
 
-# %% ../nbs/13_robustness.ipynb #3f86742e
+# %% ../nbs/13_robustness.ipynb #0876d259
 def plot_noise(result: Result,   # of `NoiseRobustness`
                ax=None,          # matplotlib axes; None: a new figure
               ):                 # the axes
@@ -734,7 +734,7 @@ def plot_noise(result: Result,   # of `NoiseRobustness`
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-# %% ../nbs/13_robustness.ipynb #67f8c633
+# %% ../nbs/13_robustness.ipynb #b32e0d87
 _LIGATURES = range(0xFB00, 0xFB07)
 _JOINERS = "\u200c\u200d"
 
@@ -754,7 +754,7 @@ def _script(letter: str) -> str:
     "The script of a letter, by the first word of its Unicode name; empty for what is no letter."
     return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
 
-# %% ../nbs/13_robustness.ipynb #e8435a17
+# %% ../nbs/13_robustness.ipynb #ca603a8f
 class Normaliser:
     "Undoes noise in a text, a list of words or a row. No word is lost or becomes empty."
     def __init__(self,
@@ -799,7 +799,7 @@ class Normaliser:
             row["entities"] = [_carry(entity, *texts["text"]) for entity in item["entities"]]
         return row
 
-# %% ../nbs/13_robustness.ipynb #baf9c882
+# %% ../nbs/13_robustness.ipynb #4535b7fb
 def _characters(self, text):
     "Characters in plain form with their places; no invisible ones, one space for any run of white space."
     found, i = [], 0
@@ -833,7 +833,6 @@ def _fold(self, found):
                 found[i] = (self.twins.get(found[i][0], found[i][0]), *found[i][1:])
     return found
 
-# %% ../nbs/13_robustness.ipynb #cf71bd80
 def _spell(self, found):
     "Words that the vocabulary can correct; every new letter comes from the whole old word."
     if self.vocabulary is None:
@@ -849,6 +848,7 @@ def _spell(self, found):
 
 Normaliser._characters, Normaliser._fold, Normaliser._spell = _characters, _fold, _spell
 
+# %% ../nbs/13_robustness.ipynb #b8f65a75
 def _carry(entity, text, places):
     "An entity of the old text at its place in the new one."
     inside = [i for i, (start, end) in enumerate(places) if start < entity["end"] and end > entity["start"]]
@@ -973,7 +973,7 @@ def defence_gain(predictor: Predictor,     # without the defence
                  noises=None,              # names or noises; None: all
                  strength: float = 0.3,    # share of eligible places that change
                  seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
-                ):   # clean text and each noise: metric without, with, gain
+                ) -> "pandas.DataFrame":   # clean text and each noise: metric without, with, gain
     "What a defence gives back under noise and costs on clean text, with paired bootstrap intervals."
     import pandas
     rows = split_rows(data)
