@@ -754,11 +754,11 @@ def _script(letter: str) -> str:
     "The script of a letter, by the first word of its Unicode name; empty for what is no letter."
     return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
 
-# %% ../nbs/13_robustness.ipynb #ca603a8f
+# %% ../nbs/13_robustness.ipynb #dbd51715
 class Normaliser:
     "Undoes noise in a text, a list of words or a row. No word is lost or becomes empty."
     def __init__(self,
-                 vocabulary: "Vocabulary" = None,       # corrects spelling; None: spelling stays
+                 vocabulary=None,       # corrects spelling; None: spelling stays
                  homoglyphs: str = "homoglyphs.tsv",    # Latin letters and their doubles
                  invisible: str = "invisible.tsv",      # characters without a picture
                 ):
@@ -848,7 +848,7 @@ def _spell(self, found):
 
 Normaliser._characters, Normaliser._fold, Normaliser._spell = _characters, _fold, _spell
 
-# %% ../nbs/13_robustness.ipynb #b8f65a75
+# %% ../nbs/13_robustness.ipynb #9aa048f5
 def _carry(entity, text, places):
     "An entity of the old text at its place in the new one."
     inside = [i for i, (start, end) in enumerate(places) if start < entity["end"] and end > entity["start"]]
@@ -858,7 +858,7 @@ def _carry(entity, text, places):
     return {**entity, "start": start, "end": end, **({"text": text[start:end]} if "text" in entity else {})}
 
 def normalise(item,                                # a text, a list of words, or a row
-              vocabulary: "Vocabulary" = None,     # corrects spelling; None: spelling stays
+              vocabulary=None,     # corrects spelling; None: spelling stays
              ):                                    # the same kind of item
     "An item without compatibility forms, invisible characters, homoglyphs and odd white space."
     return Normaliser(vocabulary)(item)
