@@ -973,7 +973,7 @@ def defence_gain(predictor: Predictor,     # without the defence
                  noises=None,              # names or noises; None: all
                  strength: float = 0.3,    # share of eligible places that change
                  seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
-                ) -> "pandas.DataFrame":   # clean text and each noise: metric without, with, gain
+                ):   # clean text and each noise: metric without, with, gain
     "What a defence gives back under noise and costs on clean text, with paired bootstrap intervals."
     import pandas
     rows = split_rows(data)
