@@ -13,13 +13,12 @@ __all__ = ['OUTCOMES', 'STOP_WORDS', 'CHARACTER_EDITS', 'RECIPES', 'Wording', 'w
            'attack_table', 'success_rate', 'rows_of', 'AttackRobustness', 'plot_success', 'augment', 'handled',
            'before_and_after', 'padded_predictions', 'speed', 'TextAttackModel', 'textattack_model']
 
-# %% ../nbs/13a_attacks.ipynb #7afd8592
+# %% ../nbs/13a_attacks.ipynb #a2c5a56d
 import dataclasses
 import hashlib
 import html
 import importlib.util
 import random
-import types
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -30,15 +29,16 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, paired_permutation, wilson
+from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, paired_permutation, ratio, wilson
 from .data import IGNORE_INDEX, InputError, TokenBudgetSampler, align_labels, example_encoder, split_words
 from .metrics import Interval, entities
-from .predict import Predictor
+from .predict import Predictor, model_input
 from .robustness import get_noise
-from .tasks import Collator, load_tokenizer, max_input_length, run_model, softmax
+from .sample import to_tags
+from .tasks import Collator, load_tokenizer, max_input_length, softmax, token_batches
 from .tuning import new_encoder
 
-# %% ../nbs/13a_attacks.ipynb #224c85b2
+# %% ../nbs/13a_attacks.ipynb #1c25dc12
 @dataclass(frozen=True)
 class Wording:
     "The words of a row under attack."
@@ -83,10 +83,7 @@ class Wording:
     @property
     def tags(self) -> list:
         "Gold tags (IOB2) of the words as they are now."
-        tags = ["O"] * len(self.words)
-        for type_, start, end in self.spans:
-            tags[start:end] = [f"B-{type_}"] + [f"I-{type_}"] * (end - start - 1)
-        return tags
+        return to_tags(self.spans, len(self.words))
 
 def _moved(span, start, end, size):
     "A gold span after words `start` to `end` have become `size` words."
@@ -290,7 +287,7 @@ def inside_target(case: Case, now: Wording, i: int) -> bool:
     _, start, end = now.spans[case.target]
     return start <= i < end
 
-# %% ../nbs/13a_attacks.ipynb #825330d6
+# %% ../nbs/13a_attacks.ipynb #711b77ea
 @dataclass(frozen=True)
 class Budget:
     "How many words of the original may change: a share, but at least one word, and at most so many."
@@ -321,10 +318,9 @@ class Encoder:
     def __call__(self, texts: list) -> list:    # one vector a text
         "Embeddings; each distinct text is computed once."
         new = list(dict.fromkeys(text for text in texts if text not in self.cache))
-        encoded = [{"input_ids": ids} for ids in self.tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"]] if new else []
+        pieces = self.tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"] if new else []
         fresh = {}
-        for members in TokenBudgetSampler([len(f["input_ids"]) for f in encoded], self.batch_tokens, shuffle=False) if new else ():
-            batch = self.tokenizer.pad([encoded[i] for i in members], return_tensors="pt").to(self.model.device)
+        for members, batch in token_batches(_features(pieces), self.tokenizer, self.batch_tokens, self.model.device):
             state, mask = self.model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             mean = torch.nn.functional.normalize((state * mask).sum(1) / mask.sum(1), dim=-1).cpu().numpy()
             fresh.update((new[i], vector) for i, vector in zip(members, mean))
@@ -333,6 +329,10 @@ class Encoder:
         while len(self.cache) > self.cache_size:
             self.cache.popitem(last=False)
         return answers
+
+def _features(pieces):
+    "Lists of piece ids as features without a label."
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in pieces]
 
 def _pretrained(kind, name):
     "A model in evaluation mode, from safetensors only."
@@ -462,7 +462,7 @@ def embedding_neighbours(name: str,      # folder or Hub name of a model
     matrix = _pretrained(AutoModel, str(name)).get_input_embeddings().weight.detach().cpu().numpy()
     return Neighbours(words, matrix[ids], **options)
 
-# %% ../nbs/13a_attacks.ipynb #3a0fd6af
+# %% ../nbs/13a_attacks.ipynb #cbd2b394
 class MaskedWords:
     "Service: the whole words that a masked language model finds likely in a place."
     def __init__(self,
@@ -485,8 +485,7 @@ class MaskedWords:
         shown = [[*words[:i], self.tokenizer.mask_token if hide else words[i], *words[i + 1:]] for words, i, hide in items]
         encoding = self.tokenizer(shown, is_split_into_words=True, truncation=True, max_length=self.max_length)
         answers = [[] for _ in items]
-        for members in TokenBudgetSampler([len(ids) for ids in encoding["input_ids"]], self.batch_tokens, shuffle=False):
-            batch = self.tokenizer.pad([{"input_ids": encoding["input_ids"][j]} for j in members], return_tensors="pt").to(self.model.device)
+        for members, batch in token_batches(_features(encoding["input_ids"]), self.tokenizer, self.batch_tokens, self.model.device):
             places = [(row, j, encoding.word_ids(j).index(items[j][1])) for row, j in enumerate(members) if items[j][1] in encoding.word_ids(j)]
             if not places:
                 continue
@@ -509,7 +508,7 @@ class Masked:
         old = now.words[i]
         return [now.replace(i, i + 1, (match_case(word, old),)) for word in found if word.lower() != old.lower()]
 
-# %% ../nbs/13a_attacks.ipynb #be49f74c
+# %% ../nbs/13a_attacks.ipynb #50ca8997
 def new_masked_lm(texts,                     # iterable of texts, or of lists of words
                   folder: Path,              # where the model folder is written
                   epochs: int = 10,          # passes over the texts
@@ -523,7 +522,8 @@ def new_masked_lm(texts,                     # iterable of texts, or of lists of
     from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, get_linear_schedule_with_warmup, set_seed
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     name = new_encoder(texts, folder, seed=seed, **shape)
-    tokenizer, set_up = load_tokenizer(name), set_seed(seed)
+    tokenizer = load_tokenizer(name)
+    set_seed(seed)
     model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     features = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True)["input_ids"]]
@@ -1000,7 +1000,7 @@ def get_attack(name,                     # a name in `RECIPES`, or an `Attack`
         raise InputError(f"unknown attack {name!r}", f"use one of {', '.join(RECIPES)}")
     return dataclasses.replace(RECIPES[name](Kit(predictor, **kit)), **(changes or {}))
 
-# %% ../nbs/13a_attacks.ipynb #c110dd49
+# %% ../nbs/13a_attacks.ipynb #cedef3fc
 def attack_table(outcomes: dict,            # name -> outcomes
                  confidence: float = 0.95,
                 ):    # one row a name
@@ -1024,9 +1024,9 @@ def success_rate(outcomes: list,            # of one attack
     if len(set(rows)) == len(rows):
         return wilson(sum(outcome.reached for outcome in outcomes), len(outcomes), confidence)
     counts = [[outcome.reached, 1] for outcome in outcomes]
-    return cluster_bootstrap(counts, lambda sums: sums[..., 0] / sums[..., 1], rows, resamples, confidence, seed)
+    return cluster_bootstrap(counts, ratio, rows, resamples, confidence, seed)
 
-# %% ../nbs/13a_attacks.ipynb #1ea3f8ee
+# %% ../nbs/13a_attacks.ipynb #42a9e22d
 def rows_of(data,                    # rows, or a data set with splits
             split: str = "test",
            ) -> list:
@@ -1066,11 +1066,9 @@ class AttackRobustness(Check):
         edits = f" with {100 * np.mean([o.share for o in won]):.0f}% of the words changed on average" if won else ""
         result = Result(self.name, "attack success rate", rate, "sentences" if attack.goal.unit == "entities" else "texts", self.gate,
                         rows=[outcome.to_row() for outcome in won], figure=lambda: plot_success({attack.name: outcomes}))
-        found = result.sentence.replace(f"{self.name}: ", "", 1)
-        result._sentence = (f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
-                            f"{np.mean([o.queries for o in outcomes]):.0f} queries a case. The {found}")
         result.outcomes = outcomes
-        return result
+        return result.introduce(f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
+                                f"{np.mean([o.queries for o in outcomes]):.0f} queries a case.")
 
 # %% ../nbs/13a_attacks.ipynb #4fd47a46
 def plot_success(outcomes: dict,     # name -> outcomes
@@ -1090,7 +1088,7 @@ def plot_success(outcomes: dict,     # name -> outcomes
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/13a_attacks.ipynb #604f788d
+# %% ../nbs/13a_attacks.ipynb #2b8642cf
 def augment(data,                      # data set with splits
             attack: Attack,
             predictor: Predictor,      # the model that the attack aims at
@@ -1143,19 +1141,19 @@ def before_and_after(before: Predictor, after: Predictor,
     for name, cases in (("as they were", clean), ("attacked, frozen", frozen)):
         numbers, pairs = [number for number, *_ in cases], [case[1:] for case in cases]
         a, b = (handled(model, attack.goal, pairs).astype(float) for model in (before, after))
-        gap = cluster_bootstrap(np.stack([b - a, np.ones(len(a))], 1), lambda s: s[..., 0] / s[..., 1], numbers,
+        gap = cluster_bootstrap(np.stack([b - a, np.ones(len(a))], 1), ratio, numbers,
                                 confidence=confidence, seed=seed, bounds=(-1, 1))
         lines.append({"cases": name, "n": len(a), "before": a.mean(), "after": b.mean(), "difference": gap.value,
                       "low": gap.low, "high": gap.high, "p": paired_permutation(b, a, numbers, seed=seed)[1]})
     return pandas.DataFrame(lines).set_index("cases")
 
-# %% ../nbs/13a_attacks.ipynb #a81b9b4d
+# %% ../nbs/13a_attacks.ipynb #e09f8a55
 def padded_predictions(predictor: Predictor,
                        length: int = 512,       # pieces that every row is padded to
                        rows_a_batch: int = 32):   # function: rows -> predictions, without a cache
     "The plain way to ask a model, as a baseline to measure against."
     def ask(rows):
-        features = predictor.task.encode([{k: row[k] for k in ("tokens", "text", "text_pair") if k in row} for row in rows],
+        features = predictor.task.encode([model_input(row) for row in rows],
                                          predictor.tokenizer, predictor.max_length, predictor.stride)
         collate, outputs = Collator(predictor.tokenizer, length), []
         with torch.inference_mode():

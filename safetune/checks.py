@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'COLUMNS', 'INTERVAL_FIELDS', 'COLOURS', 'CannotRun', 'Gate', 'minimum_detectable', 'standard_error',
-           'Result', 'plot_parts', 'Check', 'wilson', 'newcombe', 'cluster_bootstrap', 'cluster_difference',
+           'Result', 'plot_parts', 'Check', 'wilson', 'newcombe', 'ratio', 'cluster_bootstrap', 'cluster_difference',
            'paired_permutation', 'permutation_test', 'benjamini_hochberg', 'holm', 'gate_p_value', 'correct',
            'detection_table', 'plot_detection']
 
@@ -91,7 +91,7 @@ def standard_error(interval: Interval) -> float:    # inf for an interval withou
     width = interval.high - interval.low
     return float("inf") if math.isnan(width) else width / (2 * stats.norm.ppf((1 + interval.confidence) / 2))
 
-# %% ../nbs/10_checks.ipynb #45a9cd82
+# %% ../nbs/10_checks.ipynb #4eee4bcb
 class Result:
     "What a check found. Raises `CannotRun` if the value is no number, `InputError` without value and reason."
     def __init__(self,
@@ -139,6 +139,11 @@ class Result:
         if self._detectable is not None or self.interval is None:
             return self._detectable
         return minimum_detectable(standard_error(self.interval), self.interval.confidence)
+
+    def introduce(self, words: str) -> "Result":    # itself
+        "Say `words`, then what the numbers say."
+        self._sentence = f"{words} The {self.sentence.removeprefix(f'{self.name}: ')}"
+        return self
 
     def to_dict(self) -> dict:
         "Everything but the figure, as plain values that strict JSON takes."
@@ -429,6 +434,12 @@ def newcombe(successes_a: float, n_a: int,    # of the first sample
     "Hybrid score interval of a difference of two independent rates (Newcombe 1998, method 10)."
     a, b = wilson(successes_a, n_a, confidence), wilson(successes_b, n_b, confidence)
     return Interval(a.value - b.value, *_join(a, b), n_a + n_b, confidence, "Newcombe hybrid score")
+
+# %% ../nbs/10_checks.ipynb #83e95c21
+def ratio(sums: np.ndarray) -> np.ndarray:    # shape (..., 2) -> (...)
+    "What is above the line over what is below, as a statistic of `cluster_bootstrap`; nan for 0 / 0."
+    with np.errstate(all="ignore"):
+        return sums[..., 0] / sums[..., 1]
 
 # %% ../nbs/10_checks.ipynb #199efb34
 def _totals(units: np.ndarray,     # float, shape (clusters, k)

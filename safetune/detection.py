@@ -6,19 +6,19 @@
 __all__ = ['text_of', 'CharacterModel', 'Perplexity', 'small_edits', 'Stability', 'Mahalanobis', 'Combined', 'threshold', 'auc',
            'judge_detectors', 'plot_roc', 'AdversarialInput', 'plot_scores']
 
-# %% ../nbs/13b_detection.ipynb #6c341035
-from collections import Counter, OrderedDict
+# %% ../nbs/13b_detection.ipynb #1b0f32f0
+from collections import Counter
 from typing import Sequence
 
 import numpy as np
 import torch
 
-from .attacks import CHARACTER_EDITS, has_letters, rows_of, wording, _pretrained, _rng
+from .attacks import CHARACTER_EDITS, has_letters, rows_of, wording, _features, _pretrained, _rng
 from .checks import CannotRun, Check, Gate, Result, wilson
-from .data import InputError, TokenBudgetSampler
+from .data import InputError
 from .metrics import bootstrap_scores
-from .predict import Predictor
-from .tasks import Collator, load_tokenizer, max_input_length
+from .predict import Predictor, model_input
+from .tasks import load_tokenizer, max_input_length, token_batches
 
 # %% ../nbs/13b_detection.ipynb #a9e3db35
 def text_of(row: dict) -> str:
@@ -88,7 +88,7 @@ def _worst_window(values, width):
     width = min(width, len(values))
     return float((sums[width:] - sums[:-width]).max() / width)
 
-# %% ../nbs/13b_detection.ipynb #54bdfc66
+# %% ../nbs/13b_detection.ipynb #85b48f4d
 class Perplexity:
     "Detector: mean negative log-likelihood of the pieces under a language model. Raises `InputError` if it cannot be had."
     name = "language model"
@@ -124,8 +124,8 @@ class Perplexity:
         if not len(rows):
             return np.zeros(0)
         items, total, count = [item for item in self._items(rows) if len(item[1]) > 1], np.zeros(len(rows)), np.zeros(len(rows))
-        for members in TokenBudgetSampler([len(ids) for _, ids, _ in items], self.batch_tokens, shuffle=False) if items else ():
-            batch = self.tokenizer.pad([{"input_ids": items[m][1]} for m in members], return_tensors="pt").to(self.model.device)
+        features = _features(ids for _, ids, _ in items)
+        for members, batch in token_batches(features, self.tokenizer, self.batch_tokens, self.model.device):
             logits = self.model(**batch).logits
             for k, m in enumerate(members):
                 i, ids, hidden = items[m]
@@ -138,14 +138,14 @@ class Perplexity:
                     count[i] += len(ids) - 1
         return total / np.maximum(count, 1)
 
-# %% ../nbs/13b_detection.ipynb #beacc00e
+# %% ../nbs/13b_detection.ipynb #87290ebf
 def small_edits(row: dict,
                 n: int = 8,       # copies
                 share: float = 0.1,   # of the words, at least one
                 seed: int = 0,
                ) -> list:         # rows with as many words
     "Copies of a row, each with letters swapped, dropped or replaced in a few words, drawn at random from the row's own text."
-    start = wording({name: value for name, value in row.items() if name in ("tokens", "text", "text_pair")})
+    start = wording(model_input(row))
     places = [i for i in range(len(start.words)) if has_letters(None, start, i)]
     copies = []
     for j in range(n if places else 0):
@@ -172,7 +172,7 @@ class Stability:
     def score(self, rows: Sequence[dict]) -> np.ndarray:
         "Mean distance between the answer to a row and the answers to its copies, 0 to 1."
         copies = [small_edits(row, self.n, self.share, self.seed) for row in rows]
-        asked = [{k: row[k] for k in ("tokens", "text", "text_pair") if k in row} for row in rows] + [copy for each in copies for copy in each]
+        asked = [model_input(row) for row in rows] + [copy for each in copies for copy in each]
         answers = iter(self.predictor.predict(asked))
         first = [next(answers) for _ in rows]
         return np.array([np.mean([_distance(a, next(answers)) for _ in each]) if each else 0.0 for a, each in zip(first, copies)])
@@ -186,7 +186,7 @@ def _distance(a, b):
         return float(np.mean([x != y for x, y in zip(a["tags"], b["tags"])]))
     return float(a["label"] != b["label"])
 
-# %% ../nbs/13b_detection.ipynb #9326eebe
+# %% ../nbs/13b_detection.ipynb #129d78a7
 class Mahalanobis:
     "Detector: squared Mahalanobis distance of the model's hidden state to the nearest class. Raises `InputError` for a function."
     name = "density"
@@ -200,11 +200,9 @@ class Mahalanobis:
     def states(self, rows: Sequence[dict]) -> np.ndarray:    # shape (rows, width)
         "Mean of the last hidden states of each row; of all windows of a long one."
         p = self.predictor
-        asked = [{k: row[k] for k in ("tokens", "text", "text_pair") if k in row} for row in rows]
-        features, collate = p.task.encode(asked, p.tokenizer, p.max_length, p.stride), Collator(p.tokenizer)
+        features = p.task.encode([model_input(row) for row in rows], p.tokenizer, p.max_length, p.stride)
         sums, counts = np.zeros((len(rows), p.model.config.hidden_size)), np.zeros(len(rows))
-        for members in TokenBudgetSampler([len(f["input_ids"]) for f in features], p.batch_tokens, shuffle=False):
-            batch = {name: tensor.to(p.model.device) for name, tensor in collate([features[m] for m in members]).items()}
+        for members, batch in token_batches(features, p.tokenizer, p.batch_tokens, p.model.device):
             state, mask = p.model.base_model(**batch).last_hidden_state.float(), batch["attention_mask"][..., None]
             for m, total, size in zip(members, (state * mask).sum(1).cpu().numpy(), mask.sum((1, 2)).tolist()):
                 sums[features[m]["row"]] += total
@@ -317,7 +315,7 @@ def plot_roc(curves: dict,      # from `judge_detectors`
     axes[0][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../nbs/13b_detection.ipynb #0e61c7a6
+# %% ../nbs/13b_detection.ipynb #3b95c397
 class AdversarialInput(Check):
     "Share of rows that a detector flags."
     name, question = "adversarial input", "Do more rows look tampered with than false alarms explain?"
@@ -343,9 +341,8 @@ class AdversarialInput(Check):
         result = Result(self.name, "share of suspicious rows", share, "rows", self.gate,
                         rows=[{"row": int(i), "score": float(scores[i]), "text": text_of(rows[i])} for i in flagged],
                         figure=lambda: plot_scores(scores, self.limit, self.detector.name))
-        found = result.sentence.replace(f"{self.name}: ", "", 1)
-        result._sentence = f"The {self.detector.name} flags {len(flagged)} of {len(rows)} rows; on clean rows about {self.rate:.0%} are expected. The {found}"
-        return result
+        return result.introduce(f"The {self.detector.name} flags {len(flagged)} of {len(rows)} rows; "
+                                f"on clean rows about {self.rate:.0%} are expected.")
 
 def plot_scores(scores, limit: float, name: str):
     "Histogram of the scores with the threshold."

@@ -9,7 +9,7 @@ __all__ = ['GROUP_METRICS', 'WORD_METRICS', 'SKIPPED', 'confusion_counts', 'rati
            'pseudo_log_likelihoods', 'PairPreference', 'load_weat', 'embed_words', 'WordAssociation', 'reweigh',
            'resample', 'augment', 'GroupThresholds', 'compare', 'fairness_checks', 'run_fairness', 'summary_table']
 
-# %% ../nbs/12_fairness.ipynb #49bd10c4
+# %% ../nbs/12_fairness.ipynb #a1106680
 import csv
 import json
 import random
@@ -25,6 +25,7 @@ import pandas as pd
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, cluster_difference, correct,
                              gate_p_value, paired_permutation, permutation_test, plot_parts)
+from .checks import ratio as _ratio    # `ratio` is a local name below
 from .data import InputError, Report, TokenBudgetSampler, read_text, split_words
 from .metrics import Interval, entity_counts
 from .tasks import load_tokenizer
@@ -140,12 +141,7 @@ def metric_frame(rows: list,           # rows of the schema with metadata column
     groups = pd.DataFrame({name: [rows[i][name] for i in owner] for name in columns})
     return MetricFrame(metrics=metrics, y_true=true, y_pred=found, sensitive_features=groups, **options)
 
-# %% ../nbs/12_fairness.ipynb #76cef117
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    "What is above the line over what is below; nan for 0 / 0."
-    with np.errstate(all="ignore"):
-        return sums[..., 0] / sums[..., 1]
-
+# %% ../nbs/12_fairness.ipynb #229f632b
 def _without_sign(interval: Interval, keep_low: bool = True) -> Interval:
     "Interval of the size of a signed gap; `keep_low=False` claims no lower end."
     low, high = sorted((abs(interval.low), abs(interval.high)))
@@ -367,7 +363,7 @@ def calibration_by_group(rows: list, predictions: list,   # rows and their predi
                        "overconfidence": gap.value, "low": gap.low, "high": gap.high, "ece": error}
     return pd.DataFrame(table).T.astype({"n": int})
 
-# %% ../nbs/12_fairness.ipynb #5888a4b3
+# %% ../nbs/12_fairness.ipynb #2e8a339e
 def name_groups(rows,                    # rows of the schema
                 by: str = "gender",      # attribute of the list
                 column: str = None,      # name of the new column; None: "name_" and the attribute
@@ -375,8 +371,8 @@ def name_groups(rows,                    # rows of the schema
                 language: str = "en",
                ) -> list:                # the rows with one more column: a group, "none" or "mixed"
     "Add the group that the names in a row point to."
-    terms, column = load_terms(terms, language) if isinstance(terms,
-                                                              (str, Path)) else terms, column or f"name_{by}"
+    terms = load_terms(terms, language) if isinstance(terms, (str, Path)) else terms
+    column = column or f"name_{by}"
     marked = []
     for row in rows:
         words, tags = (list(row["tokens"]),
@@ -488,7 +484,7 @@ def _found(row: dict, answer: dict, chosen: list) -> list:
     gold, predicted = read_spans(row["tags"]), {(e["type"], *e["words"]) for e in answer["entities"]}
     return [gold[e] in predicted for e in chosen]
 
-# %% ../nbs/12_fairness.ipynb #a4a36312
+# %% ../nbs/12_fairness.ipynb #973dee97
 def _text_result(check, predictor, rows, made, grouped):
     "Labels, or values, and probabilities in each version."
     keys, n, ones = cluster_keys(rows, check.cluster), len(rows), np.ones(len(rows))
@@ -505,7 +501,7 @@ def _text_result(check, predictor, rows, made, grouped):
     for label in known[-1:] if len(known) == 2 and not many else known:
         values = np.array([[_has(one, label) for one in row] for row in labels], dtype=float)
         for name, gap, p in check.gap(values, ones, keys):
-            parts.append(_sized(check, f"{label}, {name}", f"gap in the share of a label", gap, "texts", n,
+            parts.append(_sized(check, f"{label}, {name}", "gap in the share of a label", gap, "texts", n,
                                 p))
             lines[f"{label}, {name}"] = gap
         if label in place:

@@ -6,11 +6,11 @@
 __all__ = ['NOISES', 'RESOURCES', 'Edit', 'Passage', 'allowed', 'apply', 'Noise', 'perturb', 'variants', 'get_noise',
            'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'Homoglyphs', 'Invisible', 'Punctuation', 'Whitespace',
            'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out',
-           'metric_counts', 'ratio', 'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness',
+           'metric_counts', 'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness',
            'paired_drop', 'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary',
            'Defended', 'defence_gain']
 
-# %% ../nbs/13_robustness.ipynb #0deb9b9f
+# %% ../nbs/13_robustness.ipynb #de04472b
 import random
 import re
 import unicodedata
@@ -23,11 +23,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
-                             paired_permutation)
+                             paired_permutation, ratio)
 from .data import InputError, split_words
 from .metrics import entities, entity_counts
-from .predict import Predictor
-from .sample import to_spans
+from .predict import Predictor, model_input
+from .sample import to_spans, to_tags
+from .tasks import located
 
 # %% ../nbs/13_robustness.ipynb #d4056c00
 class Edit(NamedTuple):
@@ -108,7 +109,7 @@ def apply(passage: Passage,
     moved = [(kind, start_of(start), end_of(end)) for kind, start, end in passage.entities]
     return _rebuild(passage, pieces, moved)
 
-# %% ../nbs/13_robustness.ipynb #f7263a71
+# %% ../nbs/13_robustness.ipynb #956ba6ff
 def _rebuild(passage, pieces, spans):
     "The new row from its pieces and the moved entities."
     stale = ("text", "offsets") if passage.by_token else ()
@@ -122,9 +123,7 @@ def _rebuild(passage, pieces, spans):
         return row
     row["tokens"] = [word for piece in pieces for word in piece]
     if "tags" in row:
-        row["tags"] = ["O"] * len(row["tokens"])
-        for kind, start, end in spans:
-            row["tags"][start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        row["tags"] = to_tags(spans, len(row["tokens"]))
     return row
 
 def _moved(entity, span, text):
@@ -542,7 +541,7 @@ def spell_out(word: str,      # Latin letters
 
 _register(CodeSwitch())
 
-# %% ../nbs/13_robustness.ipynb #a89cff9c
+# %% ../nbs/13_robustness.ipynb #704752ec
 def metric_counts(rows: list,      # labelled rows, all with "tags" or all with "label"
                   answers: list,   # tags of each row, or a label (a list of labels for multi-label rows)
                  ) -> np.ndarray:  # float, shape (rows, 2): numerator and denominator of the metric
@@ -555,10 +554,6 @@ def metric_counts(rows: list,      # labelled rows, all with "tags" or all with 
     right = [plain(row["label"]) == plain(answer) for row, answer in zip(rows, answers)]
     return np.stack([np.array(right, dtype=float), np.ones(len(rows))], axis=1)
 
-def ratio(sums: np.ndarray) -> np.ndarray:    # shape (..., 2) -> (...)
-    "The metric from sums of `metric_counts`."
-    return sums[..., 0] / sums[..., 1]
-
 def metric_drop(sums: np.ndarray) -> np.ndarray:    # shape (..., 4) -> (...)
     "Metric before minus metric after, from sums of both."
     return ratio(sums[..., :2]) - ratio(sums[..., 2:])
@@ -569,13 +564,13 @@ def influences(counts: np.ndarray,    # from `metric_counts`
     value = ratio(counts.sum(axis=0))
     return value + (counts[:, 0] - value * counts[:, 1]) / counts[:, 1].mean()
 
-# %% ../nbs/13_robustness.ipynb #d3da265c
+# %% ../nbs/13_robustness.ipynb #2ee59a67
 def distinct_answers(predictor: Predictor,
                      rows: list,            # labelled rows
                      progress: str = "",    # title of a progress bar; none where empty
                     ) -> list:              # tags, or the label, of each row
     "Answers to many rows, each distinct model input computed once, all in batches of similar length."
-    asked = [{name: row[name] for name in ("tokens", "text", "text_pair") if name in row} for row in rows]
+    asked = [model_input(row) for row in rows]
     keys = [predictor._key(row) for row in asked]
     if predictor.function is None:
         first = {key: row for key, row in zip(keys, asked)}
@@ -930,7 +925,7 @@ class Vocabulary:
         ranked = [entry for entry in ranked if entry[0] <= reach and -entry[1] >= self.min_count]
         return like(ranked[0][2], word) if ranked else word
 
-# %% ../nbs/13_robustness.ipynb #72a3bbf2
+# %% ../nbs/13_robustness.ipynb #eac7e8d7
 class Defended(Predictor):
     "A predictor behind a `Normaliser`; answers speak of the original words and characters."
     def __init__(self,
@@ -956,14 +951,7 @@ class Defended(Predictor):
 
     def _original(self, row, answer):
         "The answer with the original words, and characters where there is a text."
-        found = []
-        for entity in answer["entities"]:
-            start, end = entity["words"]
-            entity = {**entity, "text": " ".join(row["tokens"][start:end])}
-            if "offsets" in row:
-                first, last = row["offsets"][start][0], row["offsets"][end - 1][1]
-                entity.update(start=first, end=last, text=row["text"][first:last])
-            found.append(entity)
+        found = [{**entity, **located(row, *entity["words"])} for entity in answer["entities"]]
         return {**answer, "tokens": list(row["tokens"]), "entities": found}
 
 # %% ../nbs/13_robustness.ipynb #fee2a902

@@ -942,13 +942,22 @@ def show_sentences(rows,          # rows with `tokens` and `tags`: a Dataset or 
             words[end - 1] += "]"
         print(" ".join(words))
 
-# %% ../nbs/03_sample.ipynb #26ccd03b
+# %% ../nbs/03_sample.ipynb #4d047c2c
 def to_spans(tags: list[str],  # IOB2 tags, well formed
             ) -> list[tuple[str, int, int]]:  # (type, start, end), end exclusive
     "The entities in a row of tags."
     starts = [i for i, tag in enumerate(tags) if tag[0] == "B"]
     ends = [next((j for j in range(i + 1, len(tags)) if tags[j][0] != "I"), len(tags)) for i in starts]
     return [(tags[i][2:], i, j) for i, j in zip(starts, ends)]
+
+def to_tags(spans: list[tuple[str, int, int]],  # (type, start, end), end exclusive, as `to_spans` gives them
+            length: int,                        # words of the sentence
+           ) -> list[str]:                      # IOB2 tags
+    "The tags of a sentence with these entities."
+    tags = ["O"] * length
+    for kind, start, end in spans:
+        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+    return tags
 
 # %% ../nbs/03_sample.ipynb #97675da3
 OPINIONS = {   # part of speech -> sign -> words; words after the bar are strong

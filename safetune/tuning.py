@@ -209,15 +209,14 @@ def worst_shift(model,
         shift = shift * (radius / norm(shift).clamp_min(1e-12)).clamp_max(1.0)
     return shift.detach()
 
-# %% ../nbs/06_tuning.ipynb #b814999d
+# %% ../nbs/06_tuning.ipynb #0de1f87c
 class TaskTrainer(Trainer):
     """`transformers.Trainer` with token batches, validation by the task,
     marked checkpoints and a stop on divergence."""
     def __init__(self, *args, task, tokenizer, settings, sampler, validation=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.task, self.tokenizer, self.settings, self.sampler = task, tokenizer, settings, sampler
-        (self.validation, self.reports, self.epoch_start,
-         self.sampler_tokens) = validation, [], None, int(sampler.lengths.sum())
+        self.validation, self.reports, self.epoch_start = validation, [], None
 
     def get_train_dataloader(self):
         loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
@@ -266,7 +265,7 @@ class TaskTrainer(Trainer):
                    for name, value in {**numbers, "loss": loss}.items()}
         if seconds:
             metrics[f"{metric_key_prefix}_train_seconds"] = seconds
-            metrics[f"{metric_key_prefix}_tokens_per_second"] = self.sampler_tokens / seconds
+            metrics[f"{metric_key_prefix}_tokens_per_second"] = int(self.sampler.lengths.sum()) / seconds
         self.reports.append(scores)
         if self.is_world_process_zero() and any(key in scores for key in ("per_type", "per_label")):
             logger.info("validation after epoch %.2g\n%s", self.state.epoch or 0, report(scores))
