@@ -1070,19 +1070,23 @@ class AttackRobustness(Check):
         return result.introduce(f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
                                 f"{np.mean([o.queries for o in outcomes]):.0f} queries a case.")
 
-# %% ../nbs/13a_attacks.ipynb #4fd47a46
+# %% ../nbs/13a_attacks.ipynb #267bd069
 def plot_success(outcomes: dict,     # name -> outcomes
                  largest: float = None,   # share of words on the right edge; None: the largest that occurs
                 ):                   # matplotlib Figure
-    "Success rate against the share of words that may change, with Wilson intervals."
+    "Success rate against the share of words that may change; the Wilson intervals stand at the right edge."
     import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     largest = largest or max((o.share for found in outcomes.values() for o in found if o.reached), default=0.1) * 1.05
-    grid = np.linspace(0, largest, 60)
-    for name, found in outcomes.items():
+    grid, step = np.linspace(0, largest, 60), largest / 40
+    for place, (name, found) in enumerate(outcomes.items(), 1):
         rates = [wilson(sum(o.reached and o.share <= share for o in found), len(found)) for share in grid]
         line, = axis.step(grid, [rate.value for rate in rates], where="post", label=name)
-        axis.fill_between(grid, [rate.low for rate in rates], [rate.high for rate in rates], step="post", alpha=0.15, color=line.get_color())
+        edge, last = largest + place * step, rates[-1]
+        axis.plot([largest, edge], [last.value] * 2, ":", linewidth=0.8, color=line.get_color())
+        axis.errorbar(edge, last.value, [[last.value - last.low], [last.high - last.value]], fmt="o", markersize=3,
+                      capsize=2, color=line.get_color())
+    largest += (len(outcomes) + 1) * step
     axis.set(xlabel="share of words changed, at most", ylabel="attack success rate", ylim=(-0.02, 1.02), xlim=(0, largest))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
