@@ -287,7 +287,7 @@ def inside_target(case: Case, now: Wording, i: int) -> bool:
     _, start, end = now.spans[case.target]
     return start <= i < end
 
-# %% ../nbs/13a_attacks.ipynb #711b77ea
+# %% ../nbs/13a_attacks.ipynb #3d6d2181
 @dataclass(frozen=True)
 class Budget:
     "How many words of the original may change: a share, but at least one word, and at most so many."
@@ -306,7 +306,7 @@ class Encoder:
     "Sentence embeddings: mean of the last hidden state, scaled to length one. Raises `InputError` if there is no model."
     def __init__(self,
                  name: str = None,           # folder or Hub name of an encoder; None: `example_encoder()`
-                 batch_tokens: int = 8192,   # tokens of a batch
+                 batch_tokens: int | None = None,   # tokens of a batch
                  cache_size: int = 50_000):
         from transformers import AutoModel
         self.name = str(name or example_encoder())
@@ -462,13 +462,13 @@ def embedding_neighbours(name: str,      # folder or Hub name of a model
     matrix = _pretrained(AutoModel, str(name)).get_input_embeddings().weight.detach().cpu().numpy()
     return Neighbours(words, matrix[ids], **options)
 
-# %% ../nbs/13a_attacks.ipynb #cbd2b394
+# %% ../nbs/13a_attacks.ipynb #589c6be2
 class MaskedWords:
     "Service: the whole words that a masked language model finds likely in a place."
     def __init__(self,
                  name: str,                  # folder or Hub name of a masked language model
                  k: int = 16,                # words an answer
-                 batch_tokens: int = 8192):
+                 batch_tokens: int | None = None):
         from transformers import AutoModelForMaskedLM
         self.tokenizer, self.k, self.batch_tokens = load_tokenizer(str(name)), k, batch_tokens
         if self.tokenizer.mask_token is None:
