@@ -471,7 +471,7 @@ def cued_phone(text: str) -> bool:
     digits = re.sub("[^0-9]", "", text)
     return 7 <= len(digits) <= 14 and len(set(digits)) > 2 and not_a_date(text)
 
-# %% ../nbs/10b_personal.ipynb #a72457bf
+# %% ../nbs/10b_personal.ipynb #e4c21f84
 SEVEN_DIGITS = r"[0-9](?:[ ./()\-]{0,3}[0-9]){6}"     # trigger: seven digits close together
 
 def phone_recognisers(words: WordLists) -> list:
@@ -482,7 +482,10 @@ def phone_recognisers(words: WordLists) -> list:
         phone(r"(?<![0-9A-Za-z+])\+ ?\(?[1-9](?:[ ./()\-]{0,3}[0-9]){7,14}(?![0-9])", is_phone, score=0.95),
         phone(r"(?<![0-9A-Za-z+])00[1-9](?:[ ./()\-]{0,3}[0-9]){8,13}(?![0-9])", is_phone, score=0.85),
         phone(r"(?<![0-9A-Za-z+(])(?<![0-9][./\-])(?:1[ .\-])?(?:\( ?[2-9][0-9]{2} ?\) ?-? ?"
-              r"|[2-9][0-9]{2}[.\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![0-9]|[.\-][0-9])", us, score=0.9),
+              r"|[2-9][0-9]{2} ?[.\-] ?)[2-9][0-9]{2}(?: ?[.\-] ?| )[0-9]{4}(?![0-9]|[.\-][0-9])", us,
+              score=0.9),
+        phone(r"(?<![0-9A-Za-z+(])(?<![0-9][ ./\-])[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4}(?![0-9]|[ .\-][0-9])",
+              us, words.words("phone") + words.words("phone/near"), score=0.85, reach=(20, 0)),
         phone(r"(?<![0-9A-Za-z+/.,\-])(?<![0-9] )\(?0[1-9][0-9]{0,4}\)?(?:[ ./\-]{1,2}[0-9]{2,8}){1,4}"
               r"(?![0-9]|[./\-][0-9])", national_phone, score=0.85),
         phone(r"(?<![0-9A-Za-z+/.,=\-])07[0-9]{9}(?![0-9]|[.,\-][0-9])", partial(is_phone, regions=("GB",)),
@@ -493,7 +496,7 @@ def phone_recognisers(words: WordLists) -> list:
               words.words("phone"), score=0.75, reach=(25, 0)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #71802351
+# %% ../nbs/10b_personal.ipynb #4f105cd9
 def trim_email(text: str, match: re.Match) -> tuple:
     "The span of an address without leading or trailing signs that sentences leave there."
     start, at = match.start(), text.index("@", match.start())
@@ -528,6 +531,9 @@ def account_recognisers(words: WordLists) -> list:
     return [
         Recogniser("email", rf"{local}@{domain}", score=0.95, refine=trim_email,
                    trigger=r"@(?<=[A-Za-zÀ-ɏ0-9_%+\-']@)[A-Za-z0-9]"),
+        Recogniser("email", rf"{local}@(?:[A-Za-z0-9\-]{{1,63}} ?\. ?){{1,4}}(?:{words.pattern('tld')})"
+                   r"(?![A-Za-z0-9@])", score=0.9, refine=trim_email,
+                   trigger=r"@(?<=[A-Za-z0-9_%+\-]@)[A-Za-z0-9\-]{1,63} ?(?:\.|[A-Za-z0-9]) "),
         Recogniser("email", rf"{local} ?[\[(] ?(?:at|AT) ?[\])] ?(?:[A-Za-z0-9\-]{{1,63}} ?"
                    r"(?:[\[(] ?(?:dot|DOT) ?[\])]|\.) ?){1,4}[A-Za-z]{2,24}(?![A-Za-z0-9])", score=0.8,
                    trigger=("(at)", "[at]", "(AT)", "[AT]", "( at )", "[ at ]")),
@@ -661,7 +667,7 @@ def key_recognisers(words: WordLists) -> list:
             validate=is_mixed, refine=assigned, score=0.85),
     ]
 
-# %% ../nbs/10b_personal.ipynb #4980a80c
+# %% ../nbs/10b_personal.ipynb #1e842ee7
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
@@ -681,7 +687,8 @@ def grow_chinese(text: str, match: re.Match) -> tuple:
 def address_recognisers(words: WordLists) -> list:
     "Recognisers of postal addresses; the Chinese one reads the standard words."
     street, state = words.pattern("street/US"), words.pattern("state")
-    name = r"(?:[A-Z][A-Za-z'’.\-]{0,20}|[0-9]{1,3}(?:st|nd|rd|th)|de|of|the|la)"
+    street += "|" + street.upper()
+    name = r"(?:[A-Z][A-Za-z'’.\-]{0,20}|[0-9]{1,3}(?:st|nd|rd|th|ST|ND|RD|TH)|de|of|the|la)"
     city = r"(?:[A-Z][A-Za-z'.\-]{1,20} ?){1,3}"
     tail = (rf"(?: ?,? (?:Apt|Apartment|Suite|Ste|Unit|Flat|No|#)\.? ?#?[0-9A-Za-z]{{1,6}})?"
             rf"(?: ?, ?{city}(?: ?,)? ?(?:(?:{state})(?: [0-9]{{5}}(?:-[0-9]{{4}})?)?"
@@ -706,15 +713,15 @@ def address_recognisers(words: WordLists) -> list:
                 trigger=("号",)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #059003c2
+# %% ../nbs/10b_personal.ipynb #b5abe09d
 def birth_recogniser(words: WordLists) -> list:
     "A date with a year, and a cue word close by."
     month = words.pattern("month")
     firsts = "".join(sorted({word[0] for word in words.words("month")}))
     day, year = "[0-3]?[0-9]", "(?:19|20)[0-9]{2}"
-    forms = (rf"{year}([./\-])[01]?[0-9]\1{day}", rf"{day}([./\-]){day}\2(?:{year}|[0-9]{{2}})",
-             rf"{day}(?:st|nd|rd|th|er|\.|º)?(?: of| de)? (?:{month})\.?(?: de| del)?,? {year}",
-             rf"(?:{month})\.? {day}(?:st|nd|rd|th)?,? {year}", rf"{day}\. ?{day}\. ?{year}",
+    forms = (rf"{year}( ?[./\-] ?)[01]?[0-9]\1{day}", rf"{day}( ?[./\-] ?){day}\2(?:{year}|[0-9]{{2}})",
+             rf"{day}(?:st|nd|rd|th|er|\.|º)?(?: of| de)? (?:{month})\.?(?: de| del)?(?: ?,)? {year}",
+             rf"(?:{month})\.? {day}(?:st|nd|rd|th)?(?: ?,)? {year}", rf"{day}\. ?{day}\. ?{year}",
              rf"{year} ?年 ?[01]?[0-9] ?月 ?{day} ?[日号]")
     left = rf"(?i)(?=[0-9{firsts}])(?<![0-9A-Za-z])(?<![0-9][./\-])"
     return [Recogniser("birth_date", rf"{left}(?:{'|'.join(forms)})"
