@@ -416,7 +416,7 @@ ID_RULES = {"id/us_ssn": is_us_ssn, "id/uk_nino": is_uk_nino, "id/de_tax": is_de
             "id/in_aadhaar": is_in_aadhaar, "id/cn_resident": is_cn_resident, "id/pl_pesel": is_pl_pesel,
             "id/se_personnummer": is_se_personnummer}
 
-# %% ../nbs/10b_personal.ipynb #4efc183c
+# %% ../nbs/10b_personal.ipynb #8e420739
 FICTIONAL_PHONES = re.compile(   # reserved for films and examples; international digits
     r"1[2-9][0-9]{2}55501[0-9]{2}"                                  # NANPA: 555-0100 to 555-0199
     r"|44(?:7700900|1632960|2079460|113496|114496|117496|118496|115496|1214960|1314960|1414960|1514960"
@@ -464,7 +464,8 @@ def not_a_date(text: str) -> bool:
 def national_phone(text: str) -> bool:
     "A national number that starts with 0: British, German, French or Chinese."
     digits = sum(map(str.isdigit, text))
-    return 9 <= digits <= 12 and not_a_date(text) and is_phone(text, ("GB", "DE", "FR", "CN"))
+    whole = digits > 9 or (digits == 9 and len(re.findall("[0-9]+", text)) == 2)
+    return whole and digits <= 12 and not_a_date(text) and is_phone(text, ("GB", "DE", "FR", "CN"))
 
 def cued_phone(text: str) -> bool:
     "Seven to fourteen digits that are neither a date, nor a range of years, nor one digit over and over."
@@ -667,7 +668,7 @@ def key_recognisers(words: WordLists) -> list:
             validate=is_mixed, refine=assigned, score=0.85),
     ]
 
-# %% ../nbs/10b_personal.ipynb #1e842ee7
+# %% ../nbs/10b_personal.ipynb #a5c1ba3b
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
@@ -694,9 +695,9 @@ def address_recognisers(words: WordLists) -> list:
             rf"(?: ?, ?{city}(?: ?,)? ?(?:(?:{state})(?: [0-9]{{5}}(?:-[0-9]{{4}})?)?"
             rf"|[A-Z]{{1,2}}[0-9][A-Z0-9]? ?[0-9][A-Z]{{2}})(?![A-Za-z0-9]))?")
     german = r"(?: ?,? [0-9]{5} [A-ZÄÖÜ][a-zäöüß\-]{1,25}(?: (?:am|an der|im) [A-Z][a-zäöü]{1,15})?)"
-    house = r" [0-9]{1,4} ?[a-h]?(?:-[0-9]{1,4})?(?![0-9A-Za-zäöü%]|[.:][0-9])"
-    cap, not_letter = "[A-ZÄÖÜ][a-zäöüß]{1,25}?", "(?<![A-Za-zÄÖÜäöüß])"
-    part = r"(?:[A-ZÄÖÜ][a-zäöüß]{1,20}[ \-]){1,3}"
+    house = r" [0-9]{1,4}(?: ?[a-h])?(?:-[0-9]{1,4})?(?![0-9A-Za-zäöü%]|[.:][0-9])"
+    cap, not_letter = "[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]{1,25}?", "(?<![A-Za-zÀ-ÖØ-öø-ÿ])"
+    part = r"(?:[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]{1,20}[ \-]){1,3}"
     one, two = words.pattern("street/DE"), words.pattern("street/DE2")
     address = partial(Recogniser, "address", digits=True)
     return [
@@ -969,7 +970,7 @@ class Redactor(logging.Filter):
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
         return True
 
-# %% ../nbs/10b_personal.ipynb #822cbed3
+# %% ../nbs/10b_personal.ipynb #aab769ff
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _digits(rng: random.Random, n: int) -> str:
@@ -1021,22 +1022,22 @@ def _calling_code(text, digits, plus):
     return "44" if british else "49"
 
 def _make_phone(text, rng, names):
-    "Digits, with a plus where the original has one."
+    "A number of a range for fiction in a usual notation."
     digits, plus = re.sub("[^0-9]", "", text), "+" in text or text.lstrip("(").startswith("00")
     code = _calling_code(text, digits, plus)
     national = digits.removeprefix("00").removeprefix(code) if plus else digits.lstrip("0")
     mobile = {"44": "7", "49": "1", "33": "67", "86": "1"}.get(code, "")
-    new = {"44": ("7700900" if national[:1] in mobile else "2079460") + _digits(rng, 3),
-           "49": "17139200" + _digits(rng, 2) if national[:1] in mobile else "3023125" + _digits(rng, 3),
-           "33": ("63998" if national[:1] in mobile else "19900") + _digits(rng, 4),
-           "86": f"1{rng.choice('3578')}{rng.choice('0123456789')}0000{_digits(rng, 4)}"
-                 if national[:1] in mobile and len(national) == 11 else "100000" + _digits(rng, 4),
-           }.get(code, rng.choice(AREAS) + "55501" + _digits(rng, 2))
+    new = {"44": ("7700 900" if national[:1] in mobile else "20 7946 0") + _digits(rng, 3),
+           "49": "171 39200" + _digits(rng, 2) if national[:1] in mobile else "30 23125" + _digits(rng, 3),
+           "33": f"{'6 39 98' if national[:1] in mobile else '1 99 00'} {_digits(rng, 2)} {_digits(rng, 2)}",
+           "86": f"1{rng.choice('38')}{_digits(rng, 1)} 0000 {_digits(rng, 4)}"
+                 if national[:1] in mobile and len(national) == 11 else "10 0000" + _digits(rng, 4),
+           }.get(code, f"{rng.choice(AREAS)}-555-01{_digits(rng, 2)}")
     if not plus:
-        return ("0" if digits[0] == "0" else "1" if len(digits) == 11 and code == "1" else "") + new
-    return f"+{code or '1'}{new}"
+        return ("0" if digits[0] == "0" else "1-" if len(digits) == 11 and code == "1" else "") + new
+    return f"+{code or '1'} {new}"
 
-# %% ../nbs/10b_personal.ipynb #30574263
+# %% ../nbs/10b_personal.ipynb #ca713d5b
 TEST_CARDS = {"34": "3714", "37": "3782", "2": "222300", "5": "520082", "6011": "601111", "64": "601111",
               "65": "601111", "35": "356600", "30": "305693", "36": "361489", "38": "305693", "39": "305693",
               "62": "620000", "6": "676300", "50": "676300", "58": "676300", "4": "400000"}
@@ -1076,7 +1077,12 @@ def _make_key(text, rng, names):
                     r"|https://hooks\.slack\.com/services/|-----BEGIN [A-Z0-9 ]*-----", text)
     tail = re.search(r"-----END [A-Z0-9 ]*-----$", text)
     first, last = head.end() if head else 0, tail.start() if tail else len(text)
-    return text[:first] + _like(text[first:last], rng) + text[last:]
+    new = _like(text[first:last], rng)
+    if text[:4] in ("AKIA", "ASIA"):
+        new = new.translate(str.maketrans("0189", "2345"))      # base 32 has no 0, 1, 8, 9
+    if text.startswith("eyJ"):                                  # so does the second part of a JWT begin
+        new = re.sub(r"\....", ".eyJ", new, count=1)
+    return text[:first] + new + text[last:]
 
 # %% ../nbs/10b_personal.ipynb #f2c5c11c
 def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this draw has no check character
@@ -1118,7 +1124,7 @@ def _make_birth_date(text, rng, names):
                 return text.replace(month, rng.choice(months))
     return text
 
-# %% ../nbs/10b_personal.ipynb #2775c5e9
+# %% ../nbs/10b_personal.ipynb #a494e169
 _STRUCTURE = "省市区县路街道巷弄村里号楼单元室栋座层胡同大小园苑州镇乡"
 _PARTS = {*("Apt Apartment Suite Ste Unit Flat No Box PO P.O P.O. P O. Post Office Postfach "
             "Am An Im Zum Zur Auf Unter N S E W").split()}
@@ -1139,6 +1145,8 @@ def _make_address(text, rng, names):
                                                 words.pattern("street/DE2") + ")", match[0])
             if word in kept or word.rstrip(".") in kept or word[:1].islower():
                 return word
+            if re.fullmatch("[0-9]+[A-Za-z]", word):
+                return _like(word[:-1], rng) + word[-1]
             if any(map(str.isdigit, word)):
                 return _like(word, rng) if not re.fullmatch("[0-9]+(?:st|nd|rd|th)", word) else \
                     f"{rng.randrange(4, 20)}th"
@@ -1183,7 +1191,7 @@ class NamePool:
         cell = given and self.by_cell[(given[0].role, *given[0].groups.values())]
         return rng.choice(self.by_role["surname"]) + rng.choice(cell or self.by_role["given"])
 
-# %% ../nbs/10b_personal.ipynb #311adc4c
+# %% ../nbs/10b_personal.ipynb #0383856e
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
 MAKERS = {"email": _make_email, "phone": _make_phone, "card": _make_card, "iban": _make_iban, "ip": _make_ip,
           "mac": _make_mac, "url_credentials": _make_url, "key": _make_key, "address": _make_address,
@@ -1199,7 +1207,7 @@ def normal(text: str, kind: str) -> str:
 def _refilled(text: str, core: str) -> str:
     "New characters in the places of the old letters and digits, if there are as many."
     places = [i for i, c in enumerate(text) if c.isascii() and c.isalnum()]
-    bare = core.lstrip("+")
+    bare = characters(core)
     if len(places) != len(bare):
         return core
     out = list(text)
