@@ -1219,7 +1219,7 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #ad4ca5f9
+# %% ../nbs/10b_personal.ipynb #5f695310
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
@@ -1259,7 +1259,8 @@ class Pseudonyms:
             new = make(random.Random(self._digest(document, kind, old, str(attempt))), attempt)
             same = normal(new, kind) if new else old
             taken = (kind, same) in memory.used or self._digest(document, kind, same) in memory.given
-            if same != old and not taken:
+            inside = old in same and len(old) > 3          # 203.0.113.1 in 203.0.113.141
+            if same != old and not taken and not inside:
                 memory.given[key] = new
                 memory.used.add((kind, same))
         if key not in memory.given:                 # the format has no value left: say so, but stay distinct
