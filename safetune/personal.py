@@ -78,7 +78,7 @@ def iban_forms() -> dict:   # country -> compiled pattern of an IBAN without spa
     return {country: re.compile(f"{country}[0-9]{{2}}" + "".join(
         f"{classes[part[-1]]}{{{part[:-1]}}}" for part in form.split())) for country, form in lines[1:]}
 
-# %% ../nbs/10b_personal.ipynb #673e5efc
+# %% ../nbs/10b_personal.ipynb #c4419fc0
 class Match(NamedTuple):
     "Personal data found in a text."
     start: int     # first character
@@ -95,7 +95,7 @@ def cue_pattern(words: Sequence) -> re.Pattern:
 
 class Recogniser:
     "Finds one kind of personal data. Raises `InputError` for a pattern that does not compile."
-    longest = 200    # characters of a match that needs a cue after it, at most
+    longest = 200    # characters of a match that needs a cue, at most
 
     def __init__(self,
                  kind: str,                     # such as "email"; a part after "/" is more special
@@ -120,19 +120,32 @@ class Recogniser:
 
     def find(self, text: str) -> list:   # of `Match`es, from left to right
         "What it finds in a text."
-        found, at, cues = [], 0, None
-        while match := self.search(text, at):
-            span = self.refine(text, match) if self.refine else match.span()
-            at = match.start() + 1
-            if span and self.cues:
-                cues = [m.start() for m in self.cues.finditer(text)] if cues is None else cues
-                if not self._near(cues, *span):
-                    place = bisect_left(cues, at)      # go on where the next cue can reach
-                    if place == len(cues):
-                        break
-                    at = max(at, cues[place] - self.reach[1] - self.longest)
-                    continue
-            if span and (not self.validate or self.validate(text[span[0]:span[1]])):
+        if self.cues is None:
+            return self._between(text, 0, len(text), None)
+        found, cues, at = [], [m.start() for m in self.cues.finditer(text)], 0
+        for first, last in self._windows(cues):
+            found += self._between(text, max(first, at), last, cues)
+            at = max(last + 1, found[-1].end if found else 0)
+        return found
+
+    def _windows(self, cues):
+        "Where a match may begin so that a cue is near, from left to right; joined where they touch."
+        windows, (before, after) = [], self.reach
+        for cue in cues:
+            first, last = max(0, cue - after - self.longest), cue + before
+            if windows and first <= windows[-1][1] + 1:
+                windows[-1][1] = last
+            else:
+                windows.append([first, last])
+        return windows
+
+    def _between(self, text, at, last, cues):
+        "Matches that begin from `at` to `last`."
+        found, end = [], min(len(text), last + self.longest) if cues else len(text)
+        while (match := self.search(text, at, end)) and match.start() <= last:
+            span, at = self.refine(text, match) if self.refine else match.span(), match.start() + 1
+            if (span and (cues is None or self._near(cues, *span))
+                    and (not self.validate or self.validate(text[span[0]:span[1]]))):
                 found.append(Match(*span, self.kind, self.score))
                 at = max(at, span[1])
         return found
