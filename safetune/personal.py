@@ -15,7 +15,7 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'FICTIONAL_PHONES', 'SEVEN_DIGITS', 'GRO
            'PersonalData', 'FromPresidio', 'presidio', 'placeholder', 'mask', 'redact', 'Redactor', 'NamePool',
            'normal', 'Pseudonyms', 'rewrite']
 
-# %% ../nbs/10b_personal.ipynb #e489085d
+# %% ../nbs/10b_personal.ipynb #7f2eb35a
 import hashlib
 import hmac
 import html
@@ -36,7 +36,6 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from .data import InputError, Report, read_text, split_words
 from .findings import Finding, edit_row, text_of, word_offsets
-from .swaps import load_terms
 
 # %% ../nbs/10b_personal.ipynb #8d5fb0c6
 class WordLists(dict):
@@ -1169,30 +1168,42 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #95a08a00
+# %% ../nbs/10b_personal.ipynb #845b89b9
 class NamePool:
-    "Names to put in, from a list of `safetune.swaps`."
+    "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
                    "dr mr mrs ms prof sir").split()}
 
     def __init__(self,
-                 name: str = "names",     # a list of safetune, or the path of one
-                 language: str = "en",
+                 path: Path = None,       # None: the list of safetune in the language
+                 language: str = "en",    # one that safetune has names for
                 ):
-        self.terms = load_terms(name, language)
-        self.by_role, self.by_cell = {}, {}
-        for term in self.terms.terms:
-            self.by_role.setdefault(term.role, []).append(term.text)
-            self.by_cell.setdefault((term.role, *term.groups.values()), []).append(term.text)
-        self.joint = self.terms.joint
+        folder = Path(str(files("safetune"))) / "resources" / "terms"
+        path = Path(path) if path else folder / f"names.{language}.tsv"
+        if not path.is_file():
+            have = ", ".join(sorted(p.name.split(".")[1] for p in folder.glob("names.*.tsv")))
+            raise InputError(f"there is no list of names {str(path)!r}", f"give its path, or a language: {have}")
+        lines = read_text(path, Report()).splitlines()
+        self.joint = "" if "# separator: none" in lines else " "
+        rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+        if not rows or not {"term", "role"} <= set(rows[0]):
+            raise InputError("a list of names needs the columns term and role", "see safetune.swaps", path)
+        self.index, self.by_role, self.by_cell = {}, {}, {}
+        for row in rows[1:]:
+            entry = dict(zip(rows[0], row))
+            role, cell = entry["role"], tuple(entry.get(name, "") for name in ("role", "gender", "origin"))
+            self.index.setdefault(entry["term"], []).append(cell)
+            self.by_role.setdefault(role, []).append(entry["term"])
+            self.by_cell.setdefault(cell, []).append(entry["term"])
+        missing = {"given", "surname"} - set(self.by_role)
+        if missing:
+            raise InputError(f"a list of names without any {min(missing)}", "add some in the column role", path)
 
     def draw(self, word: str, role: str, rng: random.Random, wide: bool) -> str:
         "A name of the same role, and of the same gender and origin where the word is known, in its case."
-        known = [term for term in self.terms.index.get(word, self.terms.index.get(word.title(), ()))]
-        term = next((t for t in known if t.role == role), known[0] if known else None)
-        pool = self.by_role[term.role if term else role]
-        if term and not wide:
-            pool = self.by_cell[(term.role, *term.groups.values())]
+        known = self.index.get(word, self.index.get(word.title(), ()))
+        cell = next((c for c in known if c[0] == role), known[0] if known else None)
+        pool = self.by_cell[cell] if cell and not wide else self.by_role[cell[0] if cell else role]
         new = rng.choice(pool)
         if wide:
             new = f"{new}-{rng.choice(self.by_role['surname'])}" if self.joint else new + rng.choice(pool)
@@ -1200,9 +1211,9 @@ class NamePool:
 
     def chinese(self, name: str, rng: random.Random) -> str:
         "Another surname and given name; of the same gender where the list knows it."
-        given = self.terms.index.get(name[1:], self.terms.index.get(name[2:], ()))
-        cell = given and self.by_cell[(given[0].role, *given[0].groups.values())]
-        return rng.choice(self.by_role["surname"]) + rng.choice(cell or self.by_role["given"])
+        given = self.index.get(name[1:], self.index.get(name[2:], ()))
+        pool = self.by_cell[given[0]] if given else self.by_role["given"]
+        return rng.choice(self.by_role["surname"]) + rng.choice(pool)
 
 # %% ../nbs/10b_personal.ipynb #0383856e
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
@@ -1232,13 +1243,13 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #5f695310
+# %% ../nbs/10b_personal.ipynb #20b70f22
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
                  seed: Any = None,          # bytes (a key), text or number; None: a random key
                  language: str = "en",      # of the list of names
-                 names: str = "names",      # a list of `safetune.swaps`, or the path of one
+                 names: Path = None,        # path of a list of names; None: that of safetune
                  documents: int = 10_000,   # how many documents are remembered
                 ):
         seed = secrets.token_bytes(32) if seed is None else seed
@@ -1305,7 +1316,7 @@ class Pseudonyms:
         "What a maker makes; a telephone number of a small range moves to the North American one."
         return make("202-555-0100" if head == "phone" and attempt > 200 else value, rng, self._latin)
 
-    def __repr__(self): return f"Pseudonyms({self.pool.terms.name}, {len(self._memory)} documents)"
+    def __repr__(self): return f"Pseudonyms({len(self.pool.index)} names, {len(self._memory)} documents)"
 
 # %% ../nbs/10b_personal.ipynb #e6caaf26
 def _inside(text: str, kind: str) -> tuple:

@@ -377,10 +377,18 @@ def test_placeholders_are_words():
 def test_names_keep_gender_and_origin(language, name):
     aliases = Pseudonyms(2, language)
     new = aliases.replace(name, "name", "d")
-    index = aliases.pool.terms.index
+    index = aliases.pool.index
     if language == "zh":
         assert re.fullmatch("[\u4e00-\u9fff]{2,4}", new)
         old, new = name[1:], new[1:]
     else:
         old = name
-    assert index[new][0].groups == index[old][0].groups
+    assert set(index[new]) & set(index[old])
+
+
+def test_a_list_of_names_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "names.tsv"
+    path.write_text("term\trole\nAda\tgiven\n", encoding="utf-8")
+    for arguments, problem in (((1, "xx"), "no list of names"), ((1, "en", path), "without any surname")):
+        with pytest.raises(InputError, match=problem):
+            Pseudonyms(*arguments)
