@@ -228,3 +228,19 @@ def test_errors_in_one_line():
         with pytest.raises(InputError) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["features", "tune"])
+def test_encoders_as_judges(method, tmp_path):
+    "Frozen features and fine-tunes give probabilities of every word and text, in the order of the labels."
+    from safetune.tuning import new_encoder
+    settings = {"epochs": 1, "batch_size": 8} if method == "tune" else {}
+    for data, size in ((sample_ner(60, seed=0), 9), (sample_text(60, seed=0), 3)):
+        rows = list(data["train"])
+        encoder = new_encoder((row.get("tokens") or row["text"] for row in rows), tmp_path / str(size), vocab_size=200,
+                              hidden=16, layers=1, heads=2)
+        oof = out_of_fold(data, encoder, method=method, folds=2, progress=False, **settings)
+        assert len(oof.labels) == size and oof.method == method
+        for row, p in zip(rows, oof.probabilities):
+            assert p.shape == ((len(row["tokens"]), size) if "tokens" in row else (size,))
+            assert np.allclose(p.sum(-1), 1, atol=1e-4)
