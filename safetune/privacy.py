@@ -266,7 +266,7 @@ def _load_shadow(path: Path) -> list:
     with np.load(path, allow_pickle=False) as stored:
         return np.split(stored["values"], np.cumsum(stored["lengths"])[:-1])
 
-# %% ../nbs/15_privacy.ipynb #244268c7
+# %% ../nbs/15_privacy.ipynb #79b73807
 def train_shadows(tuner,                  # the fitted `Tuner` whose model is attacked
                   rows: Sequence[dict],   # the pool: members and others, all that will be asked about
                   models: int = 8,        # how many shadow models; even
@@ -297,8 +297,9 @@ def train_shadows(tuner,                  # the fitted `Tuner` whose model is at
         path = None if cache is None else Path(cache) / f"{name}-{number:03d}.npz"
         if path is None or not path.exists():
             half = [row for row, yes in zip(rows, inside[number]) if yes]
-            check = Dataset.from_list(half) if fit_to_own else tuner.data["validation"]
-            data = DatasetDict(train=Dataset.from_list(half), validation=check, test=check)    # nothing is cut off
+            own = Dataset.from_list(half)
+            check = own if fit_to_own else tuner.data["validation"]
+            data = DatasetDict(train=own, validation=check, test=check)    # nothing is cut off
             logs = _one_shadow(tuner, data, rows, {**chosen, "seed": 1 + seed * 1000 + number})
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
