@@ -32,12 +32,13 @@ from .predict import Predictor, model_input
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/15_privacy.ipynb #a1af31a4
+# %% ../nbs/15_privacy.ipynb #208902df
 def log_complement(log_p: np.ndarray,    # log-probabilities, at most 0
                   ) -> np.ndarray:       # log(1 - p)
     "The log of what is left, exact for p near 0 and near 1."
     log_p = np.minimum(np.asarray(log_p, dtype=float), -1e-38)
-    return np.where(log_p > -math.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
+    with np.errstate(divide="ignore"):    # both forms are computed, one is taken
+        return np.where(log_p > -math.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
 
 def true_logs(probabilities: np.ndarray,   # of decisions, shape (decisions, labels)
               truth: np.ndarray,           # number of the true label of each, shape (decisions,)
