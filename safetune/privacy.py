@@ -727,7 +727,18 @@ def original_span(pieces: list,          # from `replace_matches`
     last = old_d - max(0, new_d - end) if kept_d else old_d
     return first, last
 
-# %% ../nbs/15_privacy.ipynb #934673f2
+# %% ../nbs/15_privacy.ipynb #6725cd21
+def _move(entity: dict, pieces: list):    # the entity, or None
+    "An entity at its place in the original text; None where it lies in placeholders only."
+    if pieces is None or "start" not in entity:
+        return entity
+    start, end = entity["start"], entity["end"]
+    if not any(a < end and b > start and kept for a, b, _, _, kept in pieces if a < b):
+        return None
+    entity["start"], entity["end"] = original_span(pieces, start, end)
+    return entity
+
+# %% ../nbs/15_privacy.ipynb #6639035b
 class RedactingPredictor:
     "A `Predictor` that neither sees nor repeats personal data."
     def __init__(self,
@@ -743,49 +754,52 @@ class RedactingPredictor:
         self.task = predictor.task
 
     def _clean(self, item):
-        "The item without personal data, and how to get back: pieces of the text."
+        "The item without personal data, and a function that puts an entity back in its place."
         row = dict(item) if isinstance(item, dict) else {"text": item} if isinstance(item, str) else {
             "tokens": list(item)}
         if "tokens" in row:
-            tokens = self._clean_words(list(row["tokens"]))
-            return {"tokens": tokens}, None
+            words, masked = self._clean_words(list(row["tokens"]))
+            return {"tokens": words}, lambda entity: None if set(range(*entity["words"])) <= masked else entity
         clean, pieces = {}, None
         for name in ("text", "text_pair"):
             if row.get(name) is not None:
                 clean[name], found = replace_matches(row[name], self.find(row[name]), self.placeholder)
                 pieces = found if name == "text" else pieces
-        return clean, pieces
+        return clean, lambda entity: _move(entity, pieces)
 
     def _clean_words(self, words):
-        "Words with a placeholder for each that touches a match in the text that they make."
+        "Words with a placeholder for each that touches a match in the text that they make; which they are."
         sizes = np.array([len(word) for word in words], dtype=int)
         starts = np.cumsum(sizes + 1) - sizes - 1
+        masked = set()
         for match in self.find(" ".join(words)):
             for i in np.flatnonzero((starts + sizes > match.start) & (starts < match.end)):
                 words[i] = self.placeholder(match.kind)
-        return words
+                masked.add(int(i))
+        return words, masked
 
     def predict(self, items, progress: str = "", first_row: int = 1) -> list:
         "Predictions of many items, in their order."
         cleaned = [self._clean(item) for item in items]
         answers = self.predictor.predict([row for row, _ in cleaned], progress, first_row)
-        return [self._finish(dict(answer), pieces) for answer, (_, pieces) in zip(answers, cleaned)]
+        return [self._finish(dict(answer), back) for answer, (_, back) in zip(answers, cleaned)]
 
-    def _finish(self, answer, pieces):
-        "Places in the original text, and no text of types that are hidden."
-        if "entities" in answer:
-            tokens, kept = list(answer["tokens"]), []
-            for entity in answer["entities"]:
-                entity = dict(entity)
-                if pieces is not None and "start" in entity:
-                    entity["start"], entity["end"] = original_span(pieces, entity["start"], entity["end"])
-                if entity["type"] in self.hide:
-                    entity["text"] = f"[{entity['type']}]"
-                    first, last = entity["words"]
-                    tokens[first:last] = [entity["text"]] * (last - first)
-                kept.append(entity)
-            answer.update(tokens=tokens, entities=kept)
-        return answer
+    def _finish(self, answer, back):
+        "Entities in the original text, none in placeholders only, and no text of types that are hidden."
+        if "entities" not in answer:
+            return answer
+        tokens, tags, kept = list(answer["tokens"]), list(answer["tags"]), []
+        for entity in answer["entities"]:
+            first, last = entity["words"]
+            moved = back(dict(entity))
+            if moved is None:    # the model took a placeholder for an entity
+                tags[first:last] = ["O"] * (last - first)
+                continue
+            if moved["type"] in self.hide:
+                moved["text"] = f"[{moved['type']}]"
+                tokens[first:last] = [moved["text"]] * (last - first)
+            kept.append(moved)
+        return {**answer, "tokens": tokens, "tags": tags, "entities": kept}
 
     def stream(self, items, window: int = 1024):
         "Predictions over a stream, in order; only one window is in memory."
