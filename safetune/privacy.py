@@ -624,12 +624,19 @@ def fitted_exposure(loss: float,           # of the secret
     bits = -(top + math.log(below)) / math.log(2)
     return float(max(0.0, bits)), float(stats.kstest(others, law.cdf).pvalue)
 
-# %% ../nbs/15_privacy.ipynb #1dc056d0
+# %% ../nbs/15_privacy.ipynb #b2d5e7eb
 class CanaryExposure(Check):
     "Did the model memorise planted secrets? The mean of their exposures decides."
     name = "canary exposure"
     question = "Can a secret that stood in the training data be found with the model?"
     default_gate = Gate("max", 3.0)
+
+    def __init__(self,
+                 gate: Gate = "default",   # on the mean exposure in bits
+                 fit: bool = True,         # also extrapolate with a skew-normal fit
+                 seed: int = 0, confidence: float = 0.95, resamples: int = 2000):
+        super().__init__(gate, seed, confidence, resamples)
+        self.fit = fit
 
     def run(self,
             predictor,    # `LanguageModel`, or `Predictor` of a tagger or classifier
@@ -648,7 +655,7 @@ class CanaryExposure(Check):
             bits = exposure(own, others)
             line = {"canary": number, "exposure": bits, "rank": int((others <= own).sum()) + 1,
                     "of": len(others) + 1, "loss": own}
-            if np.ptp(others) > 1e-12:
+            if self.fit and np.ptp(others) > 1e-12:
                 line["exposure_fitted"], line["fit_p_value"] = fitted_exposure(own, others)
             rows.append(line)
             spread[number] = others
@@ -738,7 +745,7 @@ def _move(entity: dict, pieces: list):    # the entity, or None
     entity["start"], entity["end"] = original_span(pieces, start, end)
     return entity
 
-# %% ../nbs/15_privacy.ipynb #6639035b
+# %% ../nbs/15_privacy.ipynb #fb0b9c80
 class RedactingPredictor:
     "A `Predictor` that neither sees nor repeats personal data."
     def __init__(self,
@@ -759,7 +766,7 @@ class RedactingPredictor:
             "tokens": list(item)}
         if "tokens" in row:
             words, masked = self._clean_words(list(row["tokens"]))
-            return {"tokens": words}, lambda entity: None if set(range(*entity["words"])) <= masked else entity
+            return {"tokens": words}, lambda found: None if set(range(*found["words"])) <= masked else found
         clean, pieces = {}, None
         for name in ("text", "text_pair"):
             if row.get(name) is not None:
