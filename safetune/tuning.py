@@ -8,8 +8,8 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'new_encoder
            'layer_groups', 'add_lora', 'check_private', 'noise_for', 'spent_epsilon', 'PoissonSampler',
            'seeded_generator', 'PrivateTrainer', 'choose_precision', 'dropout_config', 'check_loggers',
            'logger_callbacks', 'Progress', 'checkpoint_to_resume', 'training_arguments', 'training_loss',
-           'batch_sampler', 'private_options', 'make_trainer', 'Tuner', 'history_table', 'write_json', 'save_model',
-           'plot_history', 'suggest', 'search']
+           'batch_sampler', 'private_options', 'make_trainer', 'finish_run', 'Tuner', 'history_table', 'write_json',
+           'save_model', 'plot_history', 'suggest', 'search']
 
 # %% ../nbs/06_tuning.ipynb #e8eb5513
 import dataclasses
@@ -94,9 +94,10 @@ def new_encoder(texts,                     # iterable of texts, or of lists of w
     tokenizer.save_pretrained(folder)
     return str(folder)
 
-# %% ../nbs/06_tuning.ipynb #90e19ec7
+# %% ../nbs/06_tuning.ipynb #9643ed43
 ADVERSARIAL_STEPS = {"fgm": 1, "pgd": 3}  # name -> steps up the gradient
 
+# %% ../nbs/06_tuning.ipynb #799c4466
 @dataclass(frozen=True)
 class Settings:
     "What a training run is made of. Raises `InputError` for values that make no sense."
@@ -157,6 +158,7 @@ class Settings:
                 raise InputError(f"the setting {name} cannot be {getattr(self, name)!r}",
                                  "see safetune.tuning.Settings")
 
+# %% ../nbs/06_tuning.ipynb #ebc3707f
 def make_settings(**settings) -> Settings:
     "Settings by name. Raises `InputError` naming the known ones for an unknown name."
     known = [f.name for f in dataclasses.fields(Settings)]
@@ -384,7 +386,9 @@ def spent_epsilon(noise: float, delta: float, rate: float, steps: int) -> float:
         warnings.filterwarnings("ignore", message="Optimal order")
         return float(accountant.get_epsilon(delta)) if steps else 0.0
 
-# %% ../nbs/06_tuning.ipynb #3de8d7f6
+# %% ../nbs/06_tuning.ipynb #eb9b0411
+_SHARED = re.compile(r"position|relative_attention_bias")  # names of tables that a batch looks up once
+
 class PoissonSampler:
     "Batches in which each row is with the same probability, independently: some are empty."
     def __init__(self, lengths, expected: int, seed: int = None):
@@ -406,9 +410,7 @@ def seeded_generator(seed: int, number: int, device: str = "cpu") -> torch.Gener
     value = secrets.randbits(63) if seed is None else hash((seed, number)) % 2 ** 63
     return torch.Generator(device).manual_seed(value)
 
-# %% ../nbs/06_tuning.ipynb #5f662153
-_SHARED = re.compile(r"position|relative_attention_bias")
-
+# %% ../nbs/06_tuning.ipynb #447f99e9
 class PrivateTrainer(TaskTrainer):
     "Differentially private steps: a Poisson batch, gradients clipped row by row, noise."
     def __init__(self, *args, loss, expected, noise, delta, **kwargs):
@@ -688,7 +690,18 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     clock.trainer = trainer
     return trainer
 
-# %% ../nbs/06_tuning.ipynb #45b62bf2
+# %% ../nbs/06_tuning.ipynb #314b4f8e
+def finish_run(tuner):
+    "Make the model of a `Tuner` an ordinary one again, and note what privacy has cost."
+    tuner.privacy = None
+    if isinstance(tuner.trainer, PrivateTrainer):
+        tuner.trainer.finish()
+        tuner.privacy = tuner.trainer.report()
+    if tuner._lora is not None:
+        tuner.model, tuner._lora = tuner._lora.merge_and_unload(), None
+    tuner.model = tuner.model.eval()
+
+# %% ../nbs/06_tuning.ipynb #e6eaf8e6
 class Tuner:
     "Fine-tunes a pretrained model. Raises `InputError` if data, model or a setting is at fault."
     def __init__(self,
@@ -754,7 +767,7 @@ class Tuner:
                 self._restore(last_checkpoint(folder))
                 raise
             finally:
-                self._finish()
+                finish_run(self)
         self.settings, self.history = settings, history_table(self.trainer.state.log_history)
         return self.history
 
@@ -772,16 +785,6 @@ class Tuner:
         if checkpoint is not None:
             self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
         self.model.eval()
-
-    def _finish(self):
-        "Make the model an ordinary one again, and note what privacy has cost."
-        self.privacy = None
-        if isinstance(self.trainer, PrivateTrainer):
-            self.trainer.finish()
-            self.privacy = self.trainer.report()
-        if self._lora is not None:
-            self.model, self._lora = self._lora.merge_and_unload(), None
-        self.model = self.model.eval()
 
     def _need_model(self):
         if self.model is None:
