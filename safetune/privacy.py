@@ -83,7 +83,7 @@ def row_logs(predictor,             # `Predictor` that gives probabilities
         found.append(true_logs(table.reshape(len(truth), -1), truth))
     return found
 
-# %% ../nbs/15_privacy.ipynb #9095e833
+# %% ../nbs/15_privacy.ipynb #40898522
 @dataclass(frozen=True)
 class Examples:
     "What can be a member: rows, or entities with their rows."
@@ -123,7 +123,7 @@ def fingerprint(rows: Sequence[dict]) -> str:
     return digest.hexdigest()[:20]
 
 def log_odds(log_p: np.ndarray) -> np.ndarray:    # same shape
-    "log p - log(1 - p), which is close to normal (Carlini et al. 2022, sec. V-B)."
+    "log p - log(1 - p), which is close to normal (Carlini et al. 2022, arXiv:2112.03570)."
     log_p = np.minimum(np.asarray(log_p, dtype=float), -1e-38)
     return log_p - log_complement(log_p)
 
@@ -317,7 +317,7 @@ def _one_shadow(tuner, data, rows: list, settings: dict) -> list:
     return row_logs(Predictor(shadow.model, shadow.tokenizer, shadow.task, max_length=tuner.max_length,
                               stride=tuner.stride, cache_size=0), rows)
 
-# %% ../nbs/15_privacy.ipynb #62cff04d
+# %% ../nbs/15_privacy.ipynb #e31a12ef
 def loss_attack(log_p: np.ndarray,    # of the target, shape (examples,)
                ) -> np.ndarray:       # score of each example
     "Negative loss (Yeom et al. 2018, arXiv:1709.01604)."
@@ -341,7 +341,7 @@ def lira(log_p: np.ndarray,        # of the target, shape (examples,)
          online: bool = True,      # False: use only the models without the example
          pooled: bool = None,      # one variance for all examples; None: below 32 models a side
         ) -> np.ndarray:           # score of each example
-    "Likelihood-ratio attack (Carlini et al. 2022, algorithm 1; offline: eq. 4)."
+    "Likelihood-ratio attack (Carlini et al. 2022, arXiv:2112.03570, algorithm 1)."
     phi, shadow, inside = log_odds(log_p), log_odds(shadow_log_p), np.asarray(inside, dtype=bool)
     pooled = inside.sum(axis=0).min() < 32 if pooled is None else pooled
     mean_out, sd_out = _fit(shadow, ~inside, pooled)
@@ -600,11 +600,11 @@ def secret_losses(model,                     # `LanguageModel`, or a `Predictor`
     units = examples(placed, level)
     return -np.bincount(units.row, units.log_p(row_logs(model, placed)), minlength=len(placed))
 
-# %% ../nbs/15_privacy.ipynb #ce229f69
+# %% ../nbs/15_privacy.ipynb #18c60fb5
 def exposure(loss: float,                  # of the secret
              others: np.ndarray,           # losses of other secrets of the same space
             ) -> float:                    # bits, at most log2(len(others) + 1)
-    "Exposure by rank (Carlini et al. 2019, sec. 4.2); a tie counts against the secret's rank."
+    "Exposure by rank (Carlini et al. 2019, arXiv:1802.08232); a tie counts against the secret's rank."
     others = np.asarray(others, dtype=float)
     if not len(others) or not np.isfinite(others).all() or not math.isfinite(loss):
         raise CannotRun("there are no losses to rank the secret among", "give candidates with finite losses")
@@ -613,7 +613,7 @@ def exposure(loss: float,                  # of the secret
 def fitted_exposure(loss: float,           # of the secret
                     others: np.ndarray,    # losses of other secrets of the same space
                    ) -> tuple:             # (bits, p-value of the fit)
-    "Exposure from a skew-normal fit to the losses (Carlini et al. 2019, sec. 4.3), with a Kolmogorov test."
+    "Exposure from a skew-normal fit to the losses (Carlini et al. 2019), with a Kolmogorov test."
     others = np.asarray(others, dtype=float)
     if np.ptp(others) < 1e-12:
         raise CannotRun("all other secrets have the same loss", "give more varied candidates")
