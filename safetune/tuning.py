@@ -386,7 +386,7 @@ def spent_epsilon(noise: float, delta: float, rate: float, steps: int) -> float:
         warnings.filterwarnings("ignore", message="Optimal order")
         return float(accountant.get_epsilon(delta)) if steps else 0.0
 
-# %% ../nbs/06_tuning.ipynb #eb9b0411
+# %% ../nbs/06_tuning.ipynb #e0e83b47
 _SHARED = re.compile(r"position|relative_attention_bias")  # names of tables that a batch looks up once
 
 class PoissonSampler:
@@ -403,7 +403,8 @@ class PoissonSampler:
     def __iter__(self):
         generator = seeded_generator(self.seed, self.epoch)
         for _ in range(self.steps):
-            yield (torch.rand(len(self.lengths), generator=generator) < self.rate).nonzero().flatten().tolist()
+            chosen = torch.rand(len(self.lengths), generator=generator) < self.rate
+            yield chosen.nonzero().flatten().tolist()
 
 def seeded_generator(seed: int, number: int, device: str = "cpu") -> torch.Generator:
     "Random numbers for an epoch or a step; from the operating system where there is no seed."
@@ -608,20 +609,22 @@ def checkpoint_to_resume(folder: Path,  # where checkpoints are kept
     write_json(note, record)
     return checkpoint if resume else None
 
-# %% ../nbs/06_tuning.ipynb #e5241e2c
+# %% ../nbs/06_tuning.ipynb #6628d887
 def training_arguments(folder: Path, settings: Settings, task, steps: int, loggers: list):
     "What `Settings` mean to `transformers.Trainer`."
+    private = bool(settings.dp_epsilon)  # clips and collects by itself, in float32
     arguments = TrainingArguments(
         output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.lr,
-        gradient_accumulation_steps=1 if settings.dp_epsilon else settings.accumulate, lr_scheduler_type=settings.schedule,
+        gradient_accumulation_steps=1 if private else settings.accumulate,
+        lr_scheduler_type=settings.schedule, max_grad_norm=0 if private else settings.clip,
         warmup_steps=round(settings.warmup * steps), weight_decay=settings.weight_decay,
-        max_grad_norm=0 if settings.dp_epsilon else settings.clip, eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
+        eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=task.metric,
         greater_is_better=task.greater_is_better, logging_steps=max(1, steps // 200),
         logging_nan_inf_filter=False, disable_tqdm=True, seed=settings.seed,
         report_to=loggers or "none", accelerator_config={"even_batches": False},
         restore_callback_states_from_checkpoint=True, dataloader_pin_memory=torch.cuda.is_available(),
-        **choose_precision("fp32" if settings.dp_epsilon else settings.precision))
+        **choose_precision("fp32" if private else settings.precision))
     # not DataParallel, which is slow and counts tokens wrongly; use accelerate launch
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -648,9 +651,9 @@ def batch_sampler(features: list, settings: Settings, processes: int) -> TokenBu
     return TokenBudgetSampler(lengths, settings.batch_tokens or max(max(lengths), average),
                               seed=settings.seed, multiple_of=processes)
 
-# %% ../nbs/06_tuning.ipynb #44814969
-def private_options(settings: Settings, features: list, loss) -> tuple:  # (sampler, options of PrivateTrainer)
-    "Poisson batches, and the noise that keeps a whole run within the budget."
+# %% ../nbs/06_tuning.ipynb #73d744e0
+def private_options(settings: Settings, features: list, loss):
+    "Poisson batches, and options of `PrivateTrainer` with the noise that keeps a run within its budget."
     check_private(settings, features)
     expected = settings.batch_size * settings.accumulate
     sampler = PoissonSampler([len(feature["input_ids"]) for feature in features], expected, settings.dp_seed)
