@@ -25,12 +25,12 @@ from datasets import Dataset, DatasetDict
 
 from .data import InputError
 
-# %% ../nbs/10a_findings.ipynb #e4136a1c
+# %% ../nbs/10a_findings.ipynb #48dbb77f
 SEVERITIES = ("high", "medium", "low")
 UNITS = ("row", "words", "characters")
 ACTIONS = ("drop", "fix", "redact", "pseudonymise", "keep")
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     "One thing that is wrong in one row. Raises `InputError` for an unknown severity, unit or action."
     kind: str                # "personal/email", "duplicate/exact", "leakage", "label/wrong type", ...
@@ -136,13 +136,14 @@ class Findings(list):
     def _repr_html_(self) -> str:
         return _to_html(self)
 
-# %% ../nbs/10a_findings.ipynb #4473f16f
+# %% ../nbs/10a_findings.ipynb #05ac4016
 def _without_personal(findings: list) -> list:
     "Findings with personal evidence masked, also where the evidence of another finding holds it."
     secrets = {}
     for f in findings:
         if f.personal and f.text:
-            secrets[f.text] = _mask(f.kind)
+            for form in (f.text, " ".join(f.text.casefold().split())):    # as detectors of copies show it
+                secrets[form] = _mask(f.kind)
     if not secrets:
         return [f.redacted() for f in findings]
     longest_first = sorted(secrets, key=len, reverse=True)
