@@ -9,7 +9,7 @@ __all__ = ['PROTECTED', 'SCRIPTS', 'STREAM_FROM', 'Detector', 'Encoding', 'key_t
            'entity_names', 'entity_overlap', 'RowFile', 'open_splits', 'Scanned', 'standard_detectors', 'screen',
            'columns_of', 'unpacked']
 
-# %% ../nbs/11_screening.ipynb #24f64a97
+# %% ../nbs/11_screening.ipynb #7962535c
 import json
 import math
 import multiprocessing
@@ -34,6 +34,7 @@ from .data import (InputError, Report, check_text_row, check_token_row, entity_t
                            map_columns, read_text, row_labels, split_name, text_key, to_iob2, well_formed)
 from .findings import Finding, Findings, text_of, word_offsets
 from .metrics import entities
+from .personal import PersonalData
 
 # %% ../nbs/11_screening.ipynb #98a53995
 class Detector:
@@ -1026,18 +1027,14 @@ def _looked(batches: Iterable, detectors: list, parts: dict, workers: int) -> It
             batch, answer = waiting.popleft()
             yield batch, answer.result()
 
-# %% ../nbs/11_screening.ipynb #480dd609
+# %% ../nbs/11_screening.ipynb #239b90f5
 def standard_detectors(tokenizer: Any = None,   # Hub name, folder, or a tokenizer; None: no such check
                        lexicon: Path = None,    # of words to look for; None: safetune's
                       ) -> list:
     "The detectors that `screen` runs: all that need no model."
-    try:
-        from safetune.personal import PersonalData
-        personal = [Scanned(PersonalData(), anywhere=True)]
-    except ImportError:
-        personal = []
-    return [Duplicates(), *personal, Encoding(), Lengths(), Languages(), Lexicon(lexicon),
-            Balance(), Shortcuts(), Representation(), *([UnknownTokens(tokenizer)] if tokenizer else [])]
+    return [Duplicates(), Scanned(PersonalData(), anywhere=True), Encoding(), Lengths(), Languages(),
+            Lexicon(lexicon), Balance(), Shortcuts(), Representation(),
+            *([UnknownTokens(tokenizer)] if tokenizer else [])]
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -1058,7 +1055,7 @@ def screen(data: Any,                    # what `load_data` reads, an iterable o
     known = sum(len(part) for part in parts.values()) if all(map(_can_be_cut, parts.values())) else None
     workers = workers or (1 if known is not None and known <= 20_000 else _cores())
     found, rows = {id(d): [] for d in detectors}, dict.fromkeys(parts, 0)
-    with tqdm(total=known, desc=progress, unit="row", disable=not progress) as bar:
+    with tqdm(total=known, desc=progress, unit="row", **({} if progress else {"disable": True})) as bar:
         for (split, first, part), columns in _looked(_batches(parts, batch), away, parts, workers):
             for detector, looked in zip(away, columns):
                 found[id(detector)].extend(detector.collect(looked, split, first))
