@@ -355,13 +355,23 @@ def _pseudonyms():
     from safetune.personal import Pseudonyms
     return Pseudonyms()
 
-# %% ../nbs/21_cli.ipynb #5c62c440
+# %% ../nbs/21_cli.ipynb #ae2a7635
+def _new_folder(path) -> Path:
+    "The folder, made if it is not there."
+    from safetune.data import InputError
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", "give another --out", path) from None
+    return Path(path)
+
 def screen(arguments) -> int:
     "Screen the data, write what was found, and clean them if asked."
     from safetune import screening
     from safetune.findings import check_actions
     check_actions(_pairs(arguments.actions, "actions"))
-    parts, out = _screened_parts(arguments), Path(arguments.out)
+    out = _new_folder(arguments.out)
+    parts = _screened_parts(arguments)
     detectors = screening.standard_detectors(arguments.tokenizer, arguments.lexicon)
     labels = None
     if arguments.labels:
@@ -369,7 +379,6 @@ def screen(arguments) -> int:
         labels = LabelErrors(progress=not arguments.quiet)
     findings = screening.screen(parts, detectors, labels, workers=arguments.workers,
                                 progress="" if arguments.quiet else "screening")
-    out.mkdir(parents=True, exist_ok=True)
     write_findings(findings, out, arguments.show_personal)
     counts = findings.counts()
     print(counts.to_string(index=False) if len(counts) else "nothing found")

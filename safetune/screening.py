@@ -125,7 +125,7 @@ def _label_key(row: dict) -> int:    # 0 where the row has no label
     text = "\x1f".join(map(str, label)) if isinstance(label, (list, tuple)) else repr(label)
     return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little") >> 1 | 1
 
-# %% ../nbs/11_screening.ipynb #d41bc810
+# %% ../nbs/11_screening.ipynb #dbf93b3f
 _MIX, _SHORT = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)), (np.uint32(16), np.uint32(13))
 _KEYS = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D))
 
@@ -157,8 +157,11 @@ def signatures(texts: Sequence,    # normalised, none empty
     hashes, starts, sizes = trigram_hashes(texts)
     hashes, (a, b) = _mixed(hashes), permutations(number, seed)
     result = np.empty((number, len(texts)), np.uint32)
-    order = np.argsort(sizes, kind="stable")      # texts of like length together: little padding
-    for block in np.array_split(order, max(1, len(order) // 128)):
+    order, at = np.argsort(sizes, kind="stable"), 0      # texts of like length together: little padding
+    while at < len(order):
+        longest = sizes[order[min(at + 127, len(order) - 1)]]
+        block = order[at:at + max(1, min(128, 2**20 // longest))]
+        at += len(block)
         inside = np.minimum(np.arange(sizes[block].max())[:, None], sizes[block] - 1)
         table = hashes[starts[block] + inside]
         room = np.empty_like(table)
@@ -168,17 +171,17 @@ def signatures(texts: Sequence,    # normalised, none empty
             result[k, block] = np.minimum.reduce(room, axis=0)
     return result.T
 
-# %% ../nbs/11_screening.ipynb #3c338e4c
+# %% ../nbs/11_screening.ipynb #4607d181
 def jaccard_pairs(texts: Sequence,      # normalised
                   left: np.ndarray, right: np.ndarray,   # numbers of texts, shape (pairs,)
-                  block: int = 20_000,  # pairs at a time
+                  block: int = 2**22,   # characters of the pairs that are compared at a time
                  ) -> np.ndarray:       # shape (pairs,)
     "Jaccard index of the trigram sets of pairs of texts."
     from scipy.sparse import csr_matrix
-    values = [np.empty(0)]
-    for at in range(0, len(left), block):
-        both = np.concatenate([left[at:at + block], right[at:at + block]])
-        used, place = np.unique(both, return_inverse=True)
+    values, length = [np.empty(0)], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    group = np.cumsum(length[left] + length[right]) // block
+    for part in np.split(np.arange(len(left)), np.flatnonzero(np.diff(group)) + 1) if len(left) else ():
+        used, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
         hashes, starts, sizes = trigram_hashes([texts[i] for i in used])
         row = np.repeat(np.arange(len(used)), sizes)
         inside = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
