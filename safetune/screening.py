@@ -171,30 +171,45 @@ def signatures(texts: Sequence,    # normalised, none empty
             result[k, block] = np.minimum.reduce(room, axis=0)
     return result.T
 
-# %% ../nbs/11_screening.ipynb #4607d181
+# %% ../nbs/11_screening.ipynb #69aff847
+def _sets(texts: Sequence) -> tuple:    # hashes, where each text starts, how many it has
+    "The distinct trigrams of texts."
+    hashes, starts, sizes = trigram_hashes(texts)
+    row = np.repeat(np.arange(len(texts)), sizes)
+    inside = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    keys = np.sort(row.astype(np.uint64) << np.uint64(32) | hashes[starts[row] + inside])
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
+    return keys & np.uint64(2**32 - 1), np.cumsum(sizes) - sizes, sizes
+
+def _common(sets: tuple, a: np.ndarray, b: np.ndarray) -> np.ndarray:    # how many, for each pair
+    "Size of the intersection of pairs of sets."
+    hashes, starts, sizes = sets
+    keys = []
+    for side in (a, b):
+        n = sizes[side]
+        pair = np.repeat(np.arange(len(side)), n)
+        inside = np.arange(len(pair)) - np.repeat(np.cumsum(n) - n, n)
+        keys.append(pair.astype(np.uint64) << np.uint64(32) | hashes[starts[side][pair] + inside])
+    keys = np.sort(np.concatenate(keys))
+    twice = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(32)
+    return np.bincount(twice.astype(np.int64), minlength=len(a))
+
 def jaccard_pairs(texts: Sequence,      # normalised
                   left: np.ndarray, right: np.ndarray,   # numbers of texts, shape (pairs,)
-                  block: int = 2**22,   # characters of the pairs that are compared at a time
+                  block: int = 2**21,   # characters of the pairs that are compared at a time
                  ) -> np.ndarray:       # shape (pairs,)
     "Jaccard index of the trigram sets of pairs of texts."
-    from scipy.sparse import csr_matrix
     values, length = [np.empty(0)], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     group = np.cumsum(length[left] + length[right]) // block
     for part in np.split(np.arange(len(left)), np.flatnonzero(np.diff(group)) + 1) if len(left) else ():
         used, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-        hashes, starts, sizes = trigram_hashes([texts[i] for i in used])
-        row = np.repeat(np.arange(len(used)), sizes)
-        inside = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        pairs = np.unique(row.astype(np.uint64) << np.uint64(32) | hashes[starts[row] + inside])
-        row, column = (pairs >> np.uint64(32)).astype(np.int64), np.unique(pairs & np.uint64(2**32 - 1),
-                                                                           return_inverse=True)[1]
-        table = csr_matrix((np.ones(len(row), np.float32), (row, column)))
-        size, a, b = np.bincount(row, minlength=len(used)), *np.split(place, 2)
-        both = np.asarray(table[a].multiply(table[b]).sum(axis=1)).ravel()
-        values.append(both / (size[a] + size[b] - both))
+        sets, (a, b) = _sets([texts[i] for i in used]), np.split(place, 2)
+        both = _common(sets, a, b)
+        values.append(both / (sets[2][a] + sets[2][b] - both))
     return np.concatenate(values)
 
-# %% ../nbs/11_screening.ipynb #33ed5bca
+# %% ../nbs/11_screening.ipynb #5fc45cf9
 def band_values(signature: np.ndarray,   # uint32, shape (texts, bands * rows)
                 bands: int,
                ) -> np.ndarray:          # uint64, shape (texts, bands)
@@ -220,9 +235,10 @@ def find_leaders(texts: Sequence,        # normalised, in the order in which the
                 ) -> tuple:              # number of each text's leader (its own if it leads), Jaccard index
     "Which texts are near to one that stays."
     leader, score = np.arange(len(texts)), np.zeros(len(texts))
+    far = np.empty(0, dtype=np.int64)    # pairs that were compared and are not near
     for band in range(bands.shape[1] if len(texts) else 0):
         alive = np.flatnonzero(leader == np.arange(len(texts)))
-        alive = alive[np.argsort(bands[alive, band], kind="stable")]
+        alive, fresh = alive[np.argsort(bands[alive, band], kind="stable")], []
         for _ in range(rounds):
             run, start = _runs(bands[alive, band])
             alive = alive[np.bincount(run)[run] > 1]
@@ -231,10 +247,14 @@ def find_leaders(texts: Sequence,        # normalised, in the order in which the
             run, start = _runs(bands[alive, band])
             follow = start != np.arange(len(alive))
             first, other = alive[start[follow]], alive[follow]
-            value = jaccard_pairs(texts, first, other)
-            near = value >= threshold
-            leader[other[near]], score[other[near]] = first[near], value[near]
+            pair, near = first * len(texts) + other, np.zeros(len(other), bool)
+            new = np.flatnonzero(~np.isin(pair, far))
+            value = jaccard_pairs(texts, first[new], other[new])
+            near[new] = value >= threshold
+            leader[other[near]], score[other[near]] = first[near], value[value >= threshold]
+            fresh.append(pair[new[value < threshold]])
             alive = other[~near]
+        far = np.concatenate([far, *fresh])
     return _direct(texts, leader, score, threshold)
 
 def _direct(texts, leader, score, threshold):
