@@ -171,45 +171,52 @@ def signatures(texts: Sequence,    # normalised, none empty
             result[k, block] = np.minimum.reduce(room, axis=0)
     return result.T
 
-# %% ../nbs/11_screening.ipynb #69aff847
-def _sets(texts: Sequence) -> tuple:    # hashes, where each text starts, how many it has
-    "The distinct trigrams of texts."
-    hashes, starts, sizes = trigram_hashes(texts)
-    row = np.repeat(np.arange(len(texts)), sizes)
-    inside = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    keys = np.sort(row.astype(np.uint64) << np.uint64(32) | hashes[starts[row] + inside])
-    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
-    sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
-    return keys & np.uint64(2**32 - 1), np.cumsum(sizes) - sizes, sizes
+# %% ../nbs/11_screening.ipynb #b0a2e67e
+class _Sets:
+    "The distinct trigrams of texts: hashes (uint32, sorted within a text), where each text starts, how many."
+    def __init__(self, texts: Sequence, block: int = 20_000):
+        parts = [self._of(texts[at:at + block]) for at in range(0, len(texts), block)]
+        self.hashes = np.concatenate([hashes for hashes, _ in parts] or [np.empty(0, np.uint32)])
+        self.sizes = np.concatenate([sizes for _, sizes in parts] or [np.empty(0, np.int64)])
+        self.starts = np.cumsum(self.sizes) - self.sizes
 
-def _common(sets: tuple, a: np.ndarray, b: np.ndarray) -> np.ndarray:    # how many, for each pair
-    "Size of the intersection of pairs of sets."
-    hashes, starts, sizes = sets
-    keys = []
-    for side in (a, b):
-        n = sizes[side]
-        pair = np.repeat(np.arange(len(side)), n)
-        inside = np.arange(len(pair)) - np.repeat(np.cumsum(n) - n, n)
-        keys.append(pair.astype(np.uint64) << np.uint64(32) | hashes[starts[side][pair] + inside])
-    keys = np.sort(np.concatenate(keys))
-    twice = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(32)
-    return np.bincount(twice.astype(np.int64), minlength=len(a))
+    def _of(self, texts):
+        hashes, starts, sizes = trigram_hashes(texts)
+        row, place = _places(starts, sizes)
+        keys = np.sort(row << np.uint64(32) | hashes[place])
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+        sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
+        return keys.astype(np.uint32), sizes
+
+    def jaccard(self, a: np.ndarray, b: np.ndarray, block: int = 2**22) -> np.ndarray:
+        "Jaccard index of pairs of texts; `block` trigrams at a time."
+        group = np.cumsum(self.sizes[a] + self.sizes[b]) // block
+        cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(a)]
+        common = np.concatenate([self._common(a[i:j], b[i:j]) for i, j in zip(cuts, cuts[1:])])
+        return common / np.maximum(self.sizes[a] + self.sizes[b] - common, 1)
+
+    def _common(self, a, b):
+        "Size of the intersections. Both halves are sorted, so a merge sort only has to merge them."
+        keys = []
+        for side in (a, b):
+            pair, place = _places(self.starts[side], self.sizes[side])
+            keys.append(pair << np.uint64(32) | self.hashes[place])
+        keys = np.sort(np.concatenate(keys), kind="stable")
+        twice = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(32)
+        return np.bincount(twice.astype(np.int64), minlength=len(a))
+
+def _places(starts: np.ndarray, sizes: np.ndarray) -> tuple:    # number of the piece (uint64), place
+    "All places of pieces of an array that start here or there and are so long."
+    piece, shift = np.repeat(np.arange(len(sizes)), sizes), starts - np.cumsum(sizes) + sizes
+    return piece.astype(np.uint64), np.arange(len(piece)) + np.repeat(shift, sizes)
 
 def jaccard_pairs(texts: Sequence,      # normalised
                   left: np.ndarray, right: np.ndarray,   # numbers of texts, shape (pairs,)
-                  block: int = 2**21,   # characters of the pairs that are compared at a time
                  ) -> np.ndarray:       # shape (pairs,)
     "Jaccard index of the trigram sets of pairs of texts."
-    values, length = [np.empty(0)], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    group = np.cumsum(length[left] + length[right]) // block
-    for part in np.split(np.arange(len(left)), np.flatnonzero(np.diff(group)) + 1) if len(left) else ():
-        used, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-        sets, (a, b) = _sets([texts[i] for i in used]), np.split(place, 2)
-        both = _common(sets, a, b)
-        values.append(both / (sets[2][a] + sets[2][b] - both))
-    return np.concatenate(values)
+    return _Sets(texts).jaccard(np.asarray(left), np.asarray(right))
 
-# %% ../nbs/11_screening.ipynb #5fc45cf9
+# %% ../nbs/11_screening.ipynb #c11a3d69
 def band_values(signature: np.ndarray,   # uint32, shape (texts, bands * rows)
                 bands: int,
                ) -> np.ndarray:          # uint64, shape (texts, bands)
@@ -235,7 +242,7 @@ def find_leaders(texts: Sequence,        # normalised, in the order in which the
                 ) -> tuple:              # number of each text's leader (its own if it leads), Jaccard index
     "Which texts are near to one that stays."
     leader, score = np.arange(len(texts)), np.zeros(len(texts))
-    far = np.empty(0, dtype=np.int64)    # pairs that were compared and are not near
+    sets, far = _Sets(texts), np.empty(0, dtype=np.int64)    # pairs that were compared and are not near
     for band in range(bands.shape[1] if len(texts) else 0):
         alive = np.flatnonzero(leader == np.arange(len(texts)))
         alive, fresh = alive[np.argsort(bands[alive, band], kind="stable")], []
@@ -249,21 +256,21 @@ def find_leaders(texts: Sequence,        # normalised, in the order in which the
             first, other = alive[start[follow]], alive[follow]
             pair, near = first * len(texts) + other, np.zeros(len(other), bool)
             new = np.flatnonzero(~np.isin(pair, far))
-            value = jaccard_pairs(texts, first[new], other[new])
+            value = sets.jaccard(first[new], other[new])
             near[new] = value >= threshold
             leader[other[near]], score[other[near]] = first[near], value[value >= threshold]
             fresh.append(pair[new[value < threshold]])
             alive = other[~near]
         far = np.concatenate([far, *fresh])
-    return _direct(texts, leader, score, threshold)
+    return _direct(sets, leader, score, threshold)
 
-def _direct(texts, leader, score, threshold):
+def _direct(sets, leader, score, threshold):
     "Followers of a leader that follows another one: they follow that one if they are near to it, or stay."
     root = leader.copy()
     while (root[root] != root).any():
         root = root[root]
     moved = np.flatnonzero(root != leader)
-    value = jaccard_pairs(texts, moved, root[moved])
+    value = sets.jaccard(moved, root[moved])
     near = value >= threshold
     leader[moved] = np.where(near, root[moved], moved)
     score[moved] = np.where(near, value, 0.0)
