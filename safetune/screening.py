@@ -464,7 +464,7 @@ def read_table(path: Path,       # tab-separated file; lines that start with # a
             rows.append(dict(zip(head, cells)))
     return rows
 
-# %% ../nbs/11_screening.ipynb #ec52d6ce
+# %% ../nbs/11_screening.ipynb #b610a2b4
 class Languages(Detector):
     "Rows in another script or language than most of the data."
     name = "language"
@@ -489,7 +489,7 @@ class Languages(Detector):
             if script != "latin" and letters[script] * 2 > sum(letters.values()):
                 return ("kana" if script == "han" and "kana" in letters else script), letters[script], {}
         hits = Counter()
-        for word in text.lower().split():
+        for word in set(text.lower().split()):    # a word that is repeated tells nothing new
             if word in self.words:
                 hits.update(self.words[word])
         name, n = max(hits.items(), key=lambda item: item[1], default=("", 0))
