@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'UNITS', 'ACTIONS', 'FORMAT', 'FIELDS', 'STYLE', 'RANK', 'LOG_FORMAT', 'REMOVED_FORMAT', 'Finding',
-           'Findings', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row', 'Span', 'AuditLog',
-           'Cleaner', 'clean', 'replay', 'undo']
+           'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
+           'check_actions', 'Span', 'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
 
-# %% ../nbs/10a_findings.ipynb #f4fe7720
+# %% ../nbs/10a_findings.ipynb #1249409b
 import hashlib
 import html
 import json
@@ -16,6 +16,7 @@ import re
 import secrets
 import tempfile
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple
@@ -25,12 +26,12 @@ from datasets import Dataset, DatasetDict
 
 from .data import InputError
 
-# %% ../nbs/10a_findings.ipynb #e4136a1c
+# %% ../nbs/10a_findings.ipynb #48dbb77f
 SEVERITIES = ("high", "medium", "low")
 UNITS = ("row", "words", "characters")
 ACTIONS = ("drop", "fix", "redact", "pseudonymise", "keep")
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     "One thing that is wrong in one row. Raises `InputError` for an unknown severity, unit or action."
     kind: str                # "personal/email", "duplicate/exact", "leakage", "label/wrong type", ...
@@ -136,13 +137,14 @@ class Findings(list):
     def _repr_html_(self) -> str:
         return _to_html(self)
 
-# %% ../nbs/10a_findings.ipynb #4473f16f
+# %% ../nbs/10a_findings.ipynb #05ac4016
 def _without_personal(findings: list) -> list:
     "Findings with personal evidence masked, also where the evidence of another finding holds it."
     secrets = {}
     for f in findings:
         if f.personal and f.text:
-            secrets[f.text] = _mask(f.kind)
+            for form in (f.text, " ".join(f.text.casefold().split())):    # as detectors of copies show it
+                secrets[form] = _mask(f.kind)
     if not secrets:
         return [f.redacted() for f in findings]
     longest_first = sorted(secrets, key=len, reverse=True)
@@ -168,7 +170,7 @@ def _masked(value: Any, by_start: dict, secrets: dict) -> Any:
             value = value.replace(secret, secrets[secret])
     return value
 
-# %% ../nbs/10a_findings.ipynb #9af17af3
+# %% ../nbs/10a_findings.ipynb #020eac18
 def _plain(value: Any) -> Any:
     "The same as plain values that strict JSON takes."
     if isinstance(value, dict):
@@ -181,16 +183,19 @@ def _plain(value: Any) -> Any:
         return None
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
-def write_atomic(path: Path,   # file to write
-                 text: str,    # its content
-                 mode: int = 0o644,   # permissions; 0o600 for what only its owner may read
-                ):
+@contextmanager
+def replacing(path: Path,         # file to write
+              mode: int = 0o644,  # permissions; 0o600 for what only its owner may read
+             ):                   # yields an open file
     "Write a file whole or not at all: to a neighbour first, then renamed."
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", "check the folder", path) from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, mode)
@@ -198,6 +203,11 @@ def write_atomic(path: Path,   # file to write
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+def write_atomic(path: Path, text: str, mode: int = 0o644):
+    "Write a text to a file, whole or not at all."
+    with replacing(path, mode) as file:
+        file.write(text)
 
 def _load(path: Path) -> Findings:
     "Findings from a file."
@@ -362,7 +372,7 @@ def edit_row(row: dict,     # a row of the schema
     "Replace spans of a row; labels and offsets stay right."
     return _edit_tokens(row, edits) if row.get("tokens") is not None else _edit_texts(row, edits)
 
-# %% ../nbs/10a_findings.ipynb #41f7cca3
+# %% ../nbs/10a_findings.ipynb #c55267cb
 RANK = {"redact": 0, "pseudonymise": 1, "fix": 2}    # who wins where spans overlap
 
 def _action_of(finding: Finding, actions: dict) -> str:
@@ -371,7 +381,7 @@ def _action_of(finding: Finding, actions: dict) -> str:
     fitting = [key for key in actions if key in ("", kind) or kind.startswith(key.rstrip("/") + "/")]
     return actions[max(fitting, key=len)] if fitting else finding.action
 
-def _check_actions(actions: dict) -> dict:
+def check_actions(actions: dict) -> dict:
     "The same. Raises `InputError` for an action that there is not."
     for kind, action in (actions or {}).items():
         if action not in ACTIONS:
@@ -616,7 +626,7 @@ def _read_lines(path: Path, format: str) -> list:
                          path, 1)
     return lines
 
-# %% ../nbs/10a_findings.ipynb #014309f0
+# %% ../nbs/10a_findings.ipynb #f315c7b5
 class Cleaner:
     "Applies findings to the rows of a stream and keeps the log. Raises `InputError` for an unknown action."
     def __init__(self,
@@ -624,7 +634,7 @@ class Cleaner:
                  actions: dict = None,     # kind, or its beginning -> action in place of the finding's own
                  pseudonyms: Any = None,   # an object with `.replace(text, kind, document) -> str`
                 ):
-        actions = _check_actions(actions)
+        actions = check_actions(actions)
         todo = [(f, _action_of(f, actions)) for f in findings]
         self.pseudonyms, self.dropped, self.todo = pseudonyms, _dropped(todo), defaultdict(list)
         for finding, action in todo:
