@@ -220,7 +220,7 @@ class OutOfFold:
         key = "tags" if self.is_words else "label"
         return self.task.score(self.rows, [{key: answer} for answer in self.predictions()])
 
-# %% ../nbs/10c_labels.ipynb #88f2bb37
+# %% ../nbs/10c_labels.ipynb #7b6fd634
 METHODS = ("words", "features", "tune")
 
 def out_of_fold(data,                    # DatasetDict, Dataset or list of rows of the schema
@@ -255,7 +255,7 @@ def out_of_fold(data,                    # DatasetDict, Dataset or list of rows 
     return OutOfFold(rows, task, found, fold, method, str(model or ""))
 
 _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "token-classification"
-STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 0.3, ("words", _MULTI): 10.0,
+STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
 # %% ../nbs/10c_labels.ipynb #93fb76c4
@@ -403,7 +403,7 @@ def normalised_margin(probabilities, given) -> np.ndarray:    # shape (n,), -1..
     others[np.arange(len(p)), given] = -np.inf
     return self_confidence(p, given) - others.max(1)
 
-# %% ../nbs/10c_labels.ipynb #3975f24d
+# %% ../nbs/10c_labels.ipynb #299756ba
 PRUNINGS = ("argmax", "joint", "class", "noise rate", "both")
 
 def find_errors(probabilities, given,
@@ -425,11 +425,16 @@ def find_errors(probabilities, given,
         for j in range(p.shape[1]):
             if j == i:                        # 3: as many of the class as are wrong, the least sure first
                 wrong, order = expected[i].sum() - expected[i, i], np.argsort(p[members, i], kind="stable")
-                by_class[members[order[:round(wrong)]]] = True
+                by_class[members[order[:_whole(wrong)]]] = True
             else:                             # 4: as many as have this error, the largest margin first
                 margin = p[members, j] - p[members, i]
-                by_rate[members[np.argsort(-margin, kind="stable")[:round(expected[i, j])]]] = True
+                order = np.argsort(-margin, kind="stable")
+                by_rate[members[order[:_whole(expected[i, j])]]] = True
     return {"class": by_class, "noise rate": by_rate, "both": by_class & by_rate}[by]    # 5: 3 and 4
+
+def _whole(expected: float) -> int:
+    "The nearest whole number; a half goes up, whatever the last bit of the sum."
+    return int(np.floor(expected + 0.5 + 1e-9))
 
 # %% ../nbs/10c_labels.ipynb #01e4f716
 def plot_joint(joint,                     # counts or probabilities; DataFrame, or array with `names`
@@ -457,11 +462,12 @@ def plot_joint(joint,                     # counts or probabilities; DataFrame, 
     ax.set_yticklabels(table.index)
     return ax
 
-# %% ../nbs/10c_labels.ipynb #e19da203
+# %% ../nbs/10c_labels.ipynb #f0dceec2
 RANKINGS = ("self-confidence", "margin")
 
 def text_candidates(oof: OutOfFold,
-                    by: str = "both",                  # which are flagged: one of `PRUNINGS`
+                    by: str = "both",                  # which are flagged: one of `PRUNINGS`,
+                    least: float = 0.8,                # and of these the ones with at least this score
                     ranking: str = "self-confidence",  # one of `RANKINGS`
                    ) -> pd.DataFrame:                  # the likeliest errors first
     "Every label of every text with its score as an error; several labels are as many yes-or-no questions."
@@ -470,13 +476,13 @@ def text_candidates(oof: OutOfFold,
     p, rows, names = np.stack(oof.probabilities), oof.rows, oof.labels
     if oof.task.name != _MULTI:
         given = np.array([oof.task.label2id[row["label"]] for row in rows])
-        return _ranked([_ask(p, given, names, by, ranking)])
+        return _ranked([_ask(p, given, names, by, ranking)], least)
     tables = []
     for column, name in enumerate(names):
         two = np.stack([1 - p[:, column], p[:, column]], axis=1)
         given = np.array([name in row["label"] for row in rows], dtype=int)
         tables.append(_ask(two, given, [f"not {name}", name], by, ranking).assign(label=name))
-    return _ranked(tables)
+    return _ranked(tables, least)
 
 def _ask(p, given, names, by, ranking) -> pd.DataFrame:
     "A table with one line for each given label."
@@ -488,9 +494,10 @@ def _ask(p, given, names, by, ranking) -> pd.DataFrame:
                          "better": [names[i] for i in others.argmax(1)], "label": "", "score": score,
                          "flagged": find_errors(p, given, by)})
 
-def _ranked(tables) -> pd.DataFrame:
+def _ranked(tables, least) -> pd.DataFrame:
     "Tables in one, the highest score first."
-    return pd.concat(tables).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    table = pd.concat(tables).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    return table.assign(flagged=table["flagged"] & (table["score"] >= least))
 
 # %% ../nbs/10c_labels.ipynb #e41bdbe6
 LEAST = 1e-4         # no probability counts for less, so that one sure word cannot outweigh all others
