@@ -12,7 +12,7 @@ __all__ = ['NEGATIONS', 'METHODS', 'STRENGTHS', 'PRUNINGS', 'RANKINGS', 'LEAST',
            'mention_table', 'inconsistent_mentions', 'severity_of', 'span_finding', 'text_finding', 'LabelErrors',
            'hits', 'ranking_scores']
 
-# %% ../nbs/10c_labels.ipynb #1c837ba7
+# %% ../nbs/10c_labels.ipynb #e085db24
 import re
 import tempfile
 import warnings
@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from .checks import benjamini_hochberg
-from .data import InputError, _strata, group_rows, split_data
+from .data import InputError, _strata, group_rows
 from .findings import Finding, Findings
 from .metrics import entities
 from .tasks import Regression, infer_task, load_tokenizer, max_input_length, token_batches
 
-# %% ../nbs/10c_labels.ipynb #a1ea0a1d
+# %% ../nbs/10c_labels.ipynb #989ab142
 def fold_numbers(rows: Sequence[dict],               # rows of the schema
                  folds: int = 5,                     # how many
                  seed: int = 0,                      # same seed, same folds
@@ -48,7 +48,10 @@ def fold_numbers(rows: Sequence[dict],               # rows of the schema
     with warnings.catch_warnings():                  # a rare label may have fewer rows than there are folds
         warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for k, (_, members) in enumerate(splitter.split(rows, _strata(rows), group)):
+        strata = _strata(rows)
+        if max(Counter(strata).values()) < folds:        # every label is rare: there is nothing to balance
+            strata = np.zeros(len(rows))
+        for k, (_, members) in enumerate(splitter.split(rows, strata, group)):
             fold[members] = k
     return fold
 
@@ -82,7 +85,7 @@ def word_features(tokens: Sequence[str],   # a sentence
             f"s,w+1={shape[i]}|{low[j + 1]}", f"s-1,s,s+1={high[j - 1]}|{shape[i]}|{high[j + 1]}"])
     return features
 
-# %% ../nbs/10c_labels.ipynb #e025133d
+# %% ../nbs/10c_labels.ipynb #fd2cf10f
 NEGATIONS = frozenset("not no never none nobody nothing neither nor without hardly barely scarcely "
                       "cannot can't won't don't doesn't didn't isn't wasn't aren't weren't couldn't "
                       "wouldn't".split())
@@ -111,7 +114,7 @@ def bag_of_words(rows: Sequence[dict],     # with tokens, or with text
         word_features(row["tokens"]) if words
         else [text_features(f"{row['text']} \n {row.get('text_pair') or ''}")]))
     often = np.flatnonzero(np.bincount(matrix.indices, minlength=matrix.shape[1]) > 1)
-    matrix = matrix[:, often]
+    matrix = matrix[:, often if len(often) else [0]]
     return matrix if words else TfidfTransformer(sublinear_tf=True).fit_transform(matrix).astype(np.float32)
 
 # %% ../nbs/10c_labels.ipynb #f2377542
@@ -220,7 +223,11 @@ class OutOfFold:
         key = "tags" if self.is_words else "label"
         return self.task.score(self.rows, [{key: answer} for answer in self.predictions()])
 
+<<<<<<< HEAD
 # %% ../nbs/10c_labels.ipynb #7b6fd634
+=======
+# %% ../nbs/10c_labels.ipynb #91b657dc
+>>>>>>> bc04c25cd5e2965921d0a147a602981454c454ff
 METHODS = ("words", "features", "tune")
 
 def out_of_fold(data,                    # DatasetDict, Dataset or list of rows of the schema
@@ -247,7 +254,7 @@ def out_of_fold(data,                    # DatasetDict, Dataset or list of rows 
     rows, task = _rows_and_task(data, split)
     fold = fold_numbers(rows, folds, seed, groups)
     if method == "tune":
-        found = _by_tuning(rows, task, fold, model, seed, progress, settings)
+        found = _by_tuning(rows, task, fold, groups, model, seed, progress, settings)
     else:
         features = (bag_of_words(rows) if method == "words"
                     else scaled(encoder_features(rows, model, progress=progress)))
@@ -258,7 +265,7 @@ _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "t
 STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #93fb76c4
+# %% ../nbs/10c_labels.ipynb #52475625
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -300,7 +307,7 @@ def _by_head(rows, task, fold, features, strength, progress) -> list:
                 found[inside, column] = p[:, 1]
     return np.split(found, np.cumsum(sizes)[:-1]) if task.name == _TAGS else list(found)
 
-def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
+def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> list:
     "Out-of-fold probabilities of fine-tunes, one a fold, each stopped by a tenth of its own training rows."
     from datasets import Dataset, DatasetDict
     from tqdm.auto import tqdm
@@ -312,9 +319,11 @@ def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
     found = [None] * len(rows)
     for k in tqdm(np.unique(fold), desc="fine-tunes", unit="fold", leave=False, disable=not progress):
         held = np.flatnonzero(fold == k)
-        parts = split_data(data.select(np.flatnonzero(fold != k)), (0.9, 0.1, 0), seed)
-        parts["test"] = data.select(held)
-        tuner = Tuner(DatasetDict(parts), model, task=task.name, progress=False)
+        rest = np.flatnonzero(fold != k)
+        stop = fold_numbers([rows[i] for i in rest], 10, seed, groups) == 0     # the tenth that says when
+        parts = {"train": rest[~stop], "validation": rest[stop], "test": held}
+        tuner = Tuner(DatasetDict({name: data.select(part) for name, part in parts.items()}), model,
+                      task=task.name, progress=False)
         tuner.fit(seed=seed, **settings)
         order = [tuner.task.label2id.get(label) for label in task.labels]
         predictor = Predictor(tuner.model, tuner.tokenizer, tuner.task, max_length=tuner.max_length)
