@@ -223,11 +223,7 @@ class OutOfFold:
         key = "tags" if self.is_words else "label"
         return self.task.score(self.rows, [{key: answer} for answer in self.predictions()])
 
-<<<<<<< HEAD
-# %% ../nbs/10c_labels.ipynb #7b6fd634
-=======
 # %% ../nbs/10c_labels.ipynb #91b657dc
->>>>>>> bc04c25cd5e2965921d0a147a602981454c454ff
 METHODS = ("words", "features", "tune")
 
 def out_of_fold(data,                    # DatasetDict, Dataset or list of rows of the schema
