@@ -12,8 +12,8 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'FICTIONAL_PHONES', 'SEVEN_DIGITS', 'GRO
            'account_recognisers', 'id_recognisers', 'is_ip', 'is_big_ip', 'is_mac', 'whole_key', 'is_mixed', 'assigned',
            'network_recognisers', 'key_recognisers', 'grow_chinese', 'address_recognisers', 'birth_recogniser',
            'is_birth_date', 'recognisers', 'standard_recognisers', 'find_personal', 'Marked', 'word_span',
-           'PersonalData', 'FromPresidio', 'presidio', 'placeholder', 'mask', 'redact', 'Redactor', 'NamePool',
-           'normal', 'Pseudonyms', 'rewrite']
+           'PersonalData', 'FromPresidio', 'presidio', 'mask', 'redact', 'Redactor', 'NamePool', 'normal', 'Pseudonyms',
+           'rewrite']
 
 # %% ../nbs/10b_personal.ipynb #7f2eb35a
 import hashlib
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from .data import InputError, Report, read_text, split_words
-from .findings import Finding, edit_row, text_of, word_offsets
+from .findings import Finding, edit_row, placeholder, text_of, word_offsets
 
 # %% ../nbs/10b_personal.ipynb #8d5fb0c6
 class WordLists(dict):
@@ -930,10 +930,6 @@ def presidio(*names: str,              # class names in presidio_analyzer.predef
     return [FromPresidio(getattr(theirs, name)(), **options) for name in names]
 
 # %% ../nbs/10b_personal.ipynb #fb1c955e
-def placeholder(kind: str) -> str:    # "id/us_ssn" -> "[ID]"
-    "What stands in place of a kind."
-    return f"[{kind.partition('/')[0].upper()}]"
-
 def mask(text: str, kind: str, keep: int = 4) -> str:
     "Stars for letters and digits; of numbers the last ones stay, at most a third of the characters."
     places = [i for i, character in enumerate(text) if character.isalnum()]
