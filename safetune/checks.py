@@ -196,7 +196,7 @@ def _verdict(result: Result) -> str:        # one of VERDICTS
         return "not run" if result.interval is None else "no gate"
     return "pass" if parts == {"pass"} else "not enough evidence"    # a part that was not run leaves it open
 
-# %% ../nbs/10_checks.ipynb #5ffa8560
+# %% ../nbs/10_checks.ipynb #10a0e1f4
 def _measured(result: Result) -> str:
     "The value and its interval in a sentence."
     if result.interval is None:
@@ -221,7 +221,7 @@ def _undecided(result: Result) -> str:
     distance, gap = abs(i.value - gate.limit), result.detectable
     text = (f"Not enough evidence: the interval holds the limit {_short(gate.limit)}. "
             f"With 80% power this sample shows a value that is {_short(gap)} from the limit")
-    needed = i.n * (gap / distance) ** 2 if distance > 0 else math.inf
+    needed = i.n * min(gap / distance, 1e6) ** 2 if distance > 0 else math.inf    # no overflow
     if needed > 1000 * i.n:
         return f"{text}; the value is so close to the limit that no sample of reasonable size would decide."
     rounded = round(needed, 1 - int(math.log10(max(needed, 10))))
@@ -723,22 +723,25 @@ def correct(results: Sequence[Result],   # of one audit; or one result
             result.p_adjusted, result.tests = float(p), len(family)
     return results
 
-# %% ../nbs/10_checks.ipynb #91c01f88
+# %% ../nbs/10_checks.ipynb #bc8bf90a
 def detection_table(run: Callable,                    # case -> Result, or True where a fault is seen
                     faulty: Mapping[Any, Callable],   # size of the fault -> (seed -> case)
                     clean: Callable | Mapping,        # seed -> case; or name -> (seed -> case)
                     seeds: int | Sequence[int] = 20,  # how many, or which
+                    clean_seeds: int | Sequence[int] | None = None,  # of the clean cases; None: as `seeds`
                     confidence: float = 0.95,         # of the intervals
                     title: str = "proof",             # of the progress bar
                    ) -> pd.DataFrame:           # a row for each size, then the clean cases
     "Detection and false-alarm rates of a check with Wilson intervals. CannotRun where no case of a kind ran."
     from tqdm.auto import tqdm
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     clean = clean if isinstance(clean, Mapping) else {"clean": clean}
-    kinds = [("fault", *item) for item in faulty.items()] + [("clean", *item) for item in clean.items()]
+    seeds, clean_seeds = (list(range(s)) if isinstance(s, int) else list(s)
+                          for s in (seeds, seeds if clean_seeds is None else clean_seeds))
+    kinds = [("fault", *item, seeds) for item in faulty.items()]
+    kinds += [("clean", *item, clean_seeds) for item in clean.items()]
     lines = []
-    with tqdm(total=len(kinds) * len(seeds), desc=title, unit="case", leave=False) as bar:
-        for kind, size, make in kinds:
+    with tqdm(total=sum(len(kind[-1]) for kind in kinds), desc=title, unit="case", leave=False) as bar:
+        for kind, size, make, seeds in kinds:
             seen = []
             for seed in seeds:
                 answer = run(make(seed))

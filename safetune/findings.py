@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'UNITS', 'ACTIONS', 'FORMAT', 'FIELDS', 'STYLE', 'RANK', 'LOG_FORMAT', 'REMOVED_FORMAT', 'Finding',
-           'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
+           'placeholder', 'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
            'check_actions', 'Span', 'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
 
 # %% ../nbs/10a_findings.ipynb #1249409b
@@ -63,11 +63,12 @@ class Finding:
 
     def redacted(self) -> "Finding":
         "The same without the personal data: its kind in brackets in place of the text."
-        return replace(self, text=_mask(self.kind) if self.text else "", fix=None) if self.personal else self
+        return replace(self, text=placeholder(self.kind) if self.text else "", fix=None) if self.personal else self
 
-def _mask(kind: str) -> str:    # "personal/email" -> "[email]"
+def placeholder(kind: str) -> str:    # "personal/email" or "email" -> "[EMAIL]"
     "What stands in place of personal data."
-    return f"[{kind.partition('/')[2] or 'personal'}]"
+    kind = kind.removeprefix('personal/').partition('/')[0]    # of an id: "[ID]"
+    return f"[{kind.upper()}]"
 
 # %% ../nbs/10a_findings.ipynb #ff2b78bc
 FORMAT = "safetune findings 1"
@@ -144,7 +145,7 @@ def _without_personal(findings: list) -> list:
     for f in findings:
         if f.personal and f.text:
             for form in (f.text, " ".join(f.text.casefold().split())):    # as detectors of copies show it
-                secrets[form] = _mask(f.kind)
+                secrets[form] = placeholder(f.kind)
     if not secrets:
         return [f.redacted() for f in findings]
     longest_first = sorted(secrets, key=len, reverse=True)
@@ -494,7 +495,7 @@ def _replacement(row: dict, span: Span, pseudonyms: Any, document: str) -> str:
     if span.action == "fix":
         return span.finding.fix
     if span.action == "redact":
-        return _mask(span.finding.kind)
+        return placeholder(span.finding.kind)
     if pseudonyms is None:
         raise InputError(f"{span.finding.kind} is to be pseudonymised, but nothing is given that does it",
                          "pass pseudonyms= (see safetune.personal), or actions={'personal': 'redact'}")

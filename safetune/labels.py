@@ -7,12 +7,12 @@ __all__ = ['NEGATIONS', 'METHODS', 'STRENGTHS', 'PRUNINGS', 'RANKINGS', 'LEAST',
            'fold_numbers', 'word_shape', 'is_cased', 'word_features', 'text_features', 'bag_of_words',
            'encoder_features', 'fit_head', 'scaled', 'OutOfFold', 'out_of_fold', 'class_thresholds',
            'confident_classes', 'confident_joint', 'calibrate_joint', 'Noise', 'estimate_noise', 'self_confidence',
-           'normalised_margin', 'find_errors', 'plot_joint', 'text_candidates', 'Chart', 'other_readings',
-           'unmarked_entities', 'sentence_candidates', 'span_candidates', 'mention_key', 'mentions', 'mention_table',
-           'inconsistent_mentions', 'severity_of', 'span_finding', 'text_finding', 'LabelErrors', 'hits',
-           'ranking_scores']
+           'normalised_margin', 'find_errors', 'plot_joint', 'text_candidates', 'Chart', 'tag_weights',
+           'other_readings', 'unmarked_entities', 'sentence_candidates', 'span_candidates', 'mention_key', 'mentions',
+           'mention_table', 'inconsistent_mentions', 'severity_of', 'span_finding', 'text_finding', 'LabelErrors',
+           'hits', 'ranking_scores']
 
-# %% ../nbs/10c_labels.ipynb #1c837ba7
+# %% ../nbs/10c_labels.ipynb #e085db24
 import re
 import tempfile
 import warnings
@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from .checks import benjamini_hochberg
-from .data import InputError, _strata, group_rows, split_data
+from .data import InputError, _strata, group_rows
 from .findings import Finding, Findings
 from .metrics import entities
 from .tasks import Regression, infer_task, load_tokenizer, max_input_length, token_batches
 
-# %% ../nbs/10c_labels.ipynb #a1ea0a1d
+# %% ../nbs/10c_labels.ipynb #989ab142
 def fold_numbers(rows: Sequence[dict],               # rows of the schema
                  folds: int = 5,                     # how many
                  seed: int = 0,                      # same seed, same folds
@@ -48,7 +48,10 @@ def fold_numbers(rows: Sequence[dict],               # rows of the schema
     with warnings.catch_warnings():                  # a rare label may have fewer rows than there are folds
         warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for k, (_, members) in enumerate(splitter.split(rows, _strata(rows), group)):
+        strata = _strata(rows)
+        if max(Counter(strata).values()) < folds:        # every label is rare: there is nothing to balance
+            strata = np.zeros(len(rows))
+        for k, (_, members) in enumerate(splitter.split(rows, strata, group)):
             fold[members] = k
     return fold
 
@@ -82,7 +85,7 @@ def word_features(tokens: Sequence[str],   # a sentence
             f"s,w+1={shape[i]}|{low[j + 1]}", f"s-1,s,s+1={high[j - 1]}|{shape[i]}|{high[j + 1]}"])
     return features
 
-# %% ../nbs/10c_labels.ipynb #e025133d
+# %% ../nbs/10c_labels.ipynb #fd2cf10f
 NEGATIONS = frozenset("not no never none nobody nothing neither nor without hardly barely scarcely "
                       "cannot can't won't don't doesn't didn't isn't wasn't aren't weren't couldn't "
                       "wouldn't".split())
@@ -111,7 +114,7 @@ def bag_of_words(rows: Sequence[dict],     # with tokens, or with text
         word_features(row["tokens"]) if words
         else [text_features(f"{row['text']} \n {row.get('text_pair') or ''}")]))
     often = np.flatnonzero(np.bincount(matrix.indices, minlength=matrix.shape[1]) > 1)
-    matrix = matrix[:, often]
+    matrix = matrix[:, often if len(often) else [0]]
     return matrix if words else TfidfTransformer(sublinear_tf=True).fit_transform(matrix).astype(np.float32)
 
 # %% ../nbs/10c_labels.ipynb #f2377542
@@ -220,7 +223,7 @@ class OutOfFold:
         key = "tags" if self.is_words else "label"
         return self.task.score(self.rows, [{key: answer} for answer in self.predictions()])
 
-# %% ../nbs/10c_labels.ipynb #88f2bb37
+# %% ../nbs/10c_labels.ipynb #91b657dc
 METHODS = ("words", "features", "tune")
 
 def out_of_fold(data,                    # DatasetDict, Dataset or list of rows of the schema
@@ -247,7 +250,7 @@ def out_of_fold(data,                    # DatasetDict, Dataset or list of rows 
     rows, task = _rows_and_task(data, split)
     fold = fold_numbers(rows, folds, seed, groups)
     if method == "tune":
-        found = _by_tuning(rows, task, fold, model, seed, progress, settings)
+        found = _by_tuning(rows, task, fold, groups, model, seed, progress, settings)
     else:
         features = (bag_of_words(rows) if method == "words"
                     else scaled(encoder_features(rows, model, progress=progress)))
@@ -255,10 +258,10 @@ def out_of_fold(data,                    # DatasetDict, Dataset or list of rows 
     return OutOfFold(rows, task, found, fold, method, str(model or ""))
 
 _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "token-classification"
-STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 0.3, ("words", _MULTI): 10.0,
+STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #93fb76c4
+# %% ../nbs/10c_labels.ipynb #52475625
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -300,7 +303,7 @@ def _by_head(rows, task, fold, features, strength, progress) -> list:
                 found[inside, column] = p[:, 1]
     return np.split(found, np.cumsum(sizes)[:-1]) if task.name == _TAGS else list(found)
 
-def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
+def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> list:
     "Out-of-fold probabilities of fine-tunes, one a fold, each stopped by a tenth of its own training rows."
     from datasets import Dataset, DatasetDict
     from tqdm.auto import tqdm
@@ -312,9 +315,11 @@ def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
     found = [None] * len(rows)
     for k in tqdm(np.unique(fold), desc="fine-tunes", unit="fold", leave=False, disable=not progress):
         held = np.flatnonzero(fold == k)
-        parts = split_data(data.select(np.flatnonzero(fold != k)), (0.9, 0.1, 0), seed)
-        parts["test"] = data.select(held)
-        tuner = Tuner(DatasetDict(parts), model, task=task.name, progress=False)
+        rest = np.flatnonzero(fold != k)
+        stop = fold_numbers([rows[i] for i in rest], 10, seed, groups) == 0     # the tenth that says when
+        parts = {"train": rest[~stop], "validation": rest[stop], "test": held}
+        tuner = Tuner(DatasetDict({name: data.select(part) for name, part in parts.items()}), model,
+                      task=task.name, progress=False)
         tuner.fit(seed=seed, **settings)
         order = [tuner.task.label2id.get(label) for label in task.labels]
         predictor = Predictor(tuner.model, tuner.tokenizer, tuner.task, max_length=tuner.max_length)
@@ -403,7 +408,7 @@ def normalised_margin(probabilities, given) -> np.ndarray:    # shape (n,), -1..
     others[np.arange(len(p)), given] = -np.inf
     return self_confidence(p, given) - others.max(1)
 
-# %% ../nbs/10c_labels.ipynb #3975f24d
+# %% ../nbs/10c_labels.ipynb #299756ba
 PRUNINGS = ("argmax", "joint", "class", "noise rate", "both")
 
 def find_errors(probabilities, given,
@@ -425,11 +430,16 @@ def find_errors(probabilities, given,
         for j in range(p.shape[1]):
             if j == i:                        # 3: as many of the class as are wrong, the least sure first
                 wrong, order = expected[i].sum() - expected[i, i], np.argsort(p[members, i], kind="stable")
-                by_class[members[order[:round(wrong)]]] = True
+                by_class[members[order[:_whole(wrong)]]] = True
             else:                             # 4: as many as have this error, the largest margin first
                 margin = p[members, j] - p[members, i]
-                by_rate[members[np.argsort(-margin, kind="stable")[:round(expected[i, j])]]] = True
+                order = np.argsort(-margin, kind="stable")
+                by_rate[members[order[:_whole(expected[i, j])]]] = True
     return {"class": by_class, "noise rate": by_rate, "both": by_class & by_rate}[by]    # 5: 3 and 4
+
+def _whole(expected: float) -> int:
+    "The nearest whole number; a half goes up, whatever the last bit of the sum."
+    return int(np.floor(expected + 0.5 + 1e-9))
 
 # %% ../nbs/10c_labels.ipynb #01e4f716
 def plot_joint(joint,                     # counts or probabilities; DataFrame, or array with `names`
@@ -457,11 +467,12 @@ def plot_joint(joint,                     # counts or probabilities; DataFrame, 
     ax.set_yticklabels(table.index)
     return ax
 
-# %% ../nbs/10c_labels.ipynb #e19da203
+# %% ../nbs/10c_labels.ipynb #f0dceec2
 RANKINGS = ("self-confidence", "margin")
 
 def text_candidates(oof: OutOfFold,
-                    by: str = "both",                  # which are flagged: one of `PRUNINGS`
+                    by: str = "both",                  # which are flagged: one of `PRUNINGS`,
+                    least: float = 0.8,                # and of these the ones with at least this score
                     ranking: str = "self-confidence",  # one of `RANKINGS`
                    ) -> pd.DataFrame:                  # the likeliest errors first
     "Every label of every text with its score as an error; several labels are as many yes-or-no questions."
@@ -470,13 +481,13 @@ def text_candidates(oof: OutOfFold,
     p, rows, names = np.stack(oof.probabilities), oof.rows, oof.labels
     if oof.task.name != _MULTI:
         given = np.array([oof.task.label2id[row["label"]] for row in rows])
-        return _ranked([_ask(p, given, names, by, ranking)])
+        return _ranked([_ask(p, given, names, by, ranking)], least)
     tables = []
     for column, name in enumerate(names):
         two = np.stack([1 - p[:, column], p[:, column]], axis=1)
         given = np.array([name in row["label"] for row in rows], dtype=int)
         tables.append(_ask(two, given, [f"not {name}", name], by, ranking).assign(label=name))
-    return _ranked(tables)
+    return _ranked(tables, least)
 
 def _ask(p, given, names, by, ranking) -> pd.DataFrame:
     "A table with one line for each given label."
@@ -488,11 +499,12 @@ def _ask(p, given, names, by, ranking) -> pd.DataFrame:
                          "better": [names[i] for i in others.argmax(1)], "label": "", "score": score,
                          "flagged": find_errors(p, given, by)})
 
-def _ranked(tables) -> pd.DataFrame:
+def _ranked(tables, least) -> pd.DataFrame:
     "Tables in one, the highest score first."
-    return pd.concat(tables).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    table = pd.concat(tables).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    return table.assign(flagged=table["flagged"] & (table["score"] >= least))
 
-# %% ../nbs/10c_labels.ipynb #17227259
+# %% ../nbs/10c_labels.ipynb #e41bdbe6
 LEAST = 1e-4         # no probability counts for less, so that one sure word cannot outweigh all others
 
 class Chart:
@@ -501,7 +513,9 @@ class Chart:
                  tags: Sequence[str],          # the given tags
                  probabilities: np.ndarray,    # shape (words, labels)
                  labels: Sequence[str],        # names of the columns
+                 weight: dict = None,          # tag -> what counts against a change to it; see `tag_weights`
                 ):
+        self.weight = weight or {}
         self.log_p = np.log(np.clip(probabilities, LEAST, None))
         self.column = {label: i for i, label in enumerate(labels)}
         self.types = sorted({label[2:] for label in labels if label != "O"})
@@ -516,18 +530,29 @@ class Chart:
     def log_odds(self,
                  old: tuple,    # the given (type, start, end), or None where nothing is tagged
                  new: tuple,    # the other reading, or None for no entity
-                ) -> tuple:     # sum and mean over the words whose tag changes
+                ) -> tuple:     # over the words whose tag changes: sum, mean, balanced mean
         "Log odds of the sentence with `new` in place of `old` against the sentence as it is."
         spans = [span for span in (old, new) if span]
         low, high = min(span[1] for span in spans), max(span[2] for span in spans)
-        total, changed = 0.0, 0
+        total, weight, changed = 0.0, 0.0, 0
         for i in range(low, high):
             was = _tag_at(old, i)
             tag = _tag_at(new, i)
             if tag != was:
                 total += (self.outside[i] if tag == "O" else self._of(i, tag)) - self.given[i]
+                weight += self.weight.get(was, 0.0) - self.weight.get(tag, 0.0)
                 changed += 1
-        return float(total), float(total / max(changed, 1))
+        mean = total / max(changed, 1)
+        return float(total), float(mean), float(mean + weight / max(changed, 1))
+
+def tag_weights(rows: Sequence[dict],     # with tags
+                balance: float = 0.75,    # 0: none; 1: errors of all kinds are taken to be equally many
+               ) -> dict:                 # tag -> log share of the tag among all words, times `balance`
+    "What the share of a tag says about errors: a tag that is rarely right is even more rarely wrong."
+    if not 0 <= balance <= 1:
+        raise InputError(f"balance={balance!r}", "give a number from 0 to 1")
+    counts = Counter(tag for row in rows for tag in row["tags"])
+    return {tag: balance * float(np.log(n / counts.total())) for tag, n in counts.items()}
 
 def _tag_at(span: tuple, word: int) -> str:
     "The tag that one entity gives to a word."
@@ -580,7 +605,7 @@ def unmarked_entities(chart: Chart,
             best.append(((type_, start, end), by_type))
     return best
 
-# %% ../nbs/10c_labels.ipynb #51fbf815
+# %% ../nbs/10c_labels.ipynb #4294f5b6
 NONE, MOVED = "(none)", "(other words)"     # classes beside the types: no entity, and the same type elsewhere
 
 def sentence_candidates(number: int,        # of the row
@@ -595,30 +620,32 @@ def sentence_candidates(number: int,        # of the row
                     for kind, new in other_readings(entity, chart.free, chart.types, reach)]
         readings.sort(key=lambda reading: -reading[0])       # the likeliest first: by the sum
         odds = {entity[0]: 0.0}
-        for _, mean, kind, new in readings:
+        for _, mean, _, kind, new in readings:
             odds.setdefault(NONE if new is None else MOVED if kind == "boundary" else new[0], mean)
-        _, mean, kind, new = readings[0]
+        total, mean, balanced, kind, new = readings[0]
         lines.append({"row": number, "kind": kind, "given": entity, "better": new, "log_odds": mean,
-                      "odds": odds})
+                      "total": total, "balanced": balanced, "odds": odds})
         if kind == "boundary" and mean > 0:
             repaired.append(new)
     for span, odds in unmarked_entities(chart):
         if not any(s < span[2] and span[1] < e for _, s, e in repaired):   # else the rest of that one
-            lines.append({"row": number, "kind": "missed", "given": None, "better": span,
-                          "log_odds": odds[span[0]], "odds": {NONE: 0.0, **odds}})
+            total, mean, balanced = chart.log_odds(None, span)
+            lines.append({"row": number, "kind": "missed", "given": None, "better": span, "log_odds": mean,
+                          "total": total, "balanced": balanced, "odds": {NONE: 0.0, **odds}})
     return lines
 
-# %% ../nbs/10c_labels.ipynb #619d071a
+# %% ../nbs/10c_labels.ipynb #0b49e547
 def span_candidates(oof: OutOfFold,
                     reach: int = 2,         # see `other_readings`
+                    balance: float = 0.75,  # see `tag_weights`
                     progress: bool = False,
                    ) -> pd.DataFrame:       # likeliest errors first; `.attrs["joint"]`: confident joint
     "Every entity, given or likely, with its best other reading, and whether confident learning flags it."
     from tqdm.auto import tqdm
-    lines = []
+    lines, weights = [], tag_weights(oof.rows, balance)
     rows = tqdm(oof.rows, desc="entities", unit="row", leave=False, disable=not progress)
     for number, (row, p) in enumerate(zip(rows, oof.probabilities)):
-        lines += sentence_candidates(number, row["tags"], Chart(row["tags"], p, oof.labels), reach)
+        lines += sentence_candidates(number, row["tags"], Chart(row["tags"], p, oof.labels, weights), reach)
     types = sorted({label[2:] for label in oof.labels if label != "O"})
     return _flag_spans(lines, [*types, NONE, MOVED])
 
@@ -629,9 +656,9 @@ def _flag_spans(lines: list, classes: list) -> pd.DataFrame:
     for i, line in enumerate(lines):
         odds[i, [column[name] for name in line["odds"]]] = list(line["odds"].values())
     given = np.array([column[line["given"][0] if line["given"] else NONE] for line in lines], dtype=int)
-    table = pd.DataFrame([{name: line[name] for name in ("row", "kind", "given", "better", "log_odds")}
-                          for line in lines], columns=["row", "kind", "given", "better", "log_odds"])
-    table["score"] = 1 / (1 + np.exp(-table["log_odds"].to_numpy(dtype=float)))
+    columns = ["row", "kind", "given", "better", "log_odds", "total", "balanced"]
+    table = pd.DataFrame([{name: line[name] for name in columns} for line in lines], columns=columns)
+    table["score"] = 1 / (1 + np.exp(-table["balanced"].to_numpy(dtype=float)))
     table["flagged"], joint = False, np.zeros((len(classes), len(classes)), dtype=int)
     if len(lines):
         p = np.exp(odds - odds.max(1, keepdims=True))
@@ -642,7 +669,7 @@ def _flag_spans(lines: list, classes: list) -> pd.DataFrame:
         confident = confident_classes(p, given, thresholds)
         joint = confident_joint(p, given, thresholds)
         table["flagged"] = (confident >= 0) & (confident != given)
-    table = table.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    table = table.sort_values("balanced", ascending=False, kind="stable").reset_index(drop=True)
     table.attrs["joint"] = pd.DataFrame(joint, classes, classes).drop(index=MOVED)
     return table
 
@@ -692,13 +719,13 @@ def mention_table(rows: Sequence[dict],   # with tokens and tags
     table["p_adjusted"] = benjamini_hochberg(table["p_value"]) if len(table) else []
     return table.sort_values(["p_value", "mention"], kind="stable").reset_index(drop=True)
 
-# %% ../nbs/10c_labels.ipynb #ad537fd1
+# %% ../nbs/10c_labels.ipynb #ffdf4745
 def inconsistent_mentions(oof: OutOfFold,
                           level: float = 0.05,   # largest adjusted p-value of the majority
                           least: int = 3,        # mentions that are rarer are left out
                          ) -> pd.DataFrame:      # columns of `span_candidates`, and those of the mention
     "Places that differ from a real majority, where the model, which sees the context, sides with it."
-    rows, lines = oof.rows, []
+    rows, lines, weights = oof.rows, [], tag_weights(oof.rows)
     places = mentions(rows)
     for mention in mention_table(rows, least).itertuples():
         if mention.p_adjusted > level:
@@ -706,12 +733,12 @@ def inconsistent_mentions(oof: OutOfFold,
         for row, start, end, reading in places[mention.mention]:
             if reading == mention.majority:
                 continue
-            chart = Chart(rows[row]["tags"], oof.probabilities[row], oof.labels)
+            chart = Chart(rows[row]["tags"], oof.probabilities[row], oof.labels, weights)
             old, new = [None if r == "O" else (r, start, end) for r in (reading, mention.majority)]
-            odds = chart.log_odds(old, new)[1]
+            _, odds, balanced = chart.log_odds(old, new)
             if odds > 0:
                 lines.append({"row": row, "kind": "inconsistent", "given": old, "better": new,
-                              "log_odds": odds, "score": 1 / (1 + np.exp(-odds)), "flagged": True,
+                              "log_odds": odds, "score": 1 / (1 + np.exp(-balanced)), "flagged": True,
                               "mention": mention.mention, "n": mention.n, "others": mention.others,
                               "p_adjusted": mention.p_adjusted})
     columns = ["row", "kind", "given", "better", "log_odds", "score", "flagged", "mention", "n", "others",
@@ -745,7 +772,7 @@ def severity_of(score: float) -> str:
     "`high` from 0.95, `medium` from 0.8, else `low`."
     return "high" if score >= 0.95 else "medium" if score >= 0.8 else "low"
 
-# %% ../nbs/10c_labels.ipynb #7f39cb56
+# %% ../nbs/10c_labels.ipynb #5a74af96
 def span_finding(line,            # of `span_candidates` or `inconsistent_mentions`, as a named tuple
                  row: dict,       # the row
                  split: str,      # its split
@@ -760,10 +787,10 @@ def span_finding(line,            # of `span_candidates` or `inconsistent_mentio
         type=line.better[0] if line.better else "O",
         n=getattr(line, "n", 0), others=getattr(line, "others", 0))
     group = f"mention:{line.mention}" if line.kind == "inconsistent" else ""
+    fix = _fixed_tags(row["tags"], line.given, line.better)
     return Finding(f"label/{line.kind}", split, line.row, message, severity_of(line.score),
                    f"check, then {REMEDIES[line.kind]}", int(start), int(end), "words",
-                   round(float(line.score), 6), words, _fixed_tags(row["tags"], line.given, line.better), group,
-                   "fix")
+                   round(float(line.score), 6), words, fix, group, "fix")
 
 def text_finding(line, row: dict, split: str) -> Finding:    # `fix` holds the label, or the list of labels
     "A likely wrong label of a text as a finding."

@@ -12,10 +12,10 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'FICTIONAL_PHONES', 'SEVEN_DIGITS', 'GRO
            'account_recognisers', 'id_recognisers', 'is_ip', 'is_big_ip', 'is_mac', 'whole_key', 'is_mixed', 'assigned',
            'network_recognisers', 'key_recognisers', 'grow_chinese', 'address_recognisers', 'birth_recogniser',
            'is_birth_date', 'recognisers', 'standard_recognisers', 'find_personal', 'Marked', 'word_span',
-           'PersonalData', 'FromPresidio', 'presidio', 'placeholder', 'mask', 'redact', 'Redactor', 'NamePool',
-           'normal', 'Pseudonyms', 'rewrite']
+           'PersonalData', 'FromPresidio', 'presidio', 'mask', 'redact', 'Redactor', 'NamePool', 'normal', 'Pseudonyms',
+           'rewrite']
 
-# %% ../nbs/10b_personal.ipynb #e489085d
+# %% ../nbs/10b_personal.ipynb #7f2eb35a
 import hashlib
 import hmac
 import html
@@ -35,8 +35,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from .data import InputError, Report, read_text, split_words
-from .findings import Finding, edit_row, text_of, word_offsets
-from .swaps import load_terms
+from .findings import Finding, edit_row, placeholder, text_of, word_offsets
 
 # %% ../nbs/10b_personal.ipynb #8d5fb0c6
 class WordLists(dict):
@@ -78,7 +77,7 @@ def iban_forms() -> dict:   # country -> compiled pattern of an IBAN without spa
     return {country: re.compile(f"{country}[0-9]{{2}}" + "".join(
         f"{classes[part[-1]]}{{{part[:-1]}}}" for part in form.split())) for country, form in lines[1:]}
 
-# %% ../nbs/10b_personal.ipynb #673e5efc
+# %% ../nbs/10b_personal.ipynb #c4419fc0
 class Match(NamedTuple):
     "Personal data found in a text."
     start: int     # first character
@@ -95,7 +94,7 @@ def cue_pattern(words: Sequence) -> re.Pattern:
 
 class Recogniser:
     "Finds one kind of personal data. Raises `InputError` for a pattern that does not compile."
-    longest = 200    # characters of a match that needs a cue after it, at most
+    longest = 200    # characters of a match that needs a cue, at most
 
     def __init__(self,
                  kind: str,                     # such as "email"; a part after "/" is more special
@@ -120,19 +119,32 @@ class Recogniser:
 
     def find(self, text: str) -> list:   # of `Match`es, from left to right
         "What it finds in a text."
-        found, at, cues = [], 0, None
-        while match := self.search(text, at):
-            span = self.refine(text, match) if self.refine else match.span()
-            at = match.start() + 1
-            if span and self.cues:
-                cues = [m.start() for m in self.cues.finditer(text)] if cues is None else cues
-                if not self._near(cues, *span):
-                    place = bisect_left(cues, at)      # go on where the next cue can reach
-                    if place == len(cues):
-                        break
-                    at = max(at, cues[place] - self.reach[1] - self.longest)
-                    continue
-            if span and (not self.validate or self.validate(text[span[0]:span[1]])):
+        if self.cues is None:
+            return self._between(text, 0, len(text), None)
+        found, cues, at = [], [m.start() for m in self.cues.finditer(text)], 0
+        for first, last in self._windows(cues):
+            found += self._between(text, max(first, at), last, cues)
+            at = max(last + 1, found[-1].end if found else 0)
+        return found
+
+    def _windows(self, cues):
+        "Where a match may begin so that a cue is near, from left to right; joined where they touch."
+        windows, (before, after) = [], self.reach
+        for cue in cues:
+            first, last = max(0, cue - after - self.longest), cue + before
+            if windows and first <= windows[-1][1] + 1:
+                windows[-1][1] = last
+            else:
+                windows.append([first, last])
+        return windows
+
+    def _between(self, text, at, last, cues):
+        "Matches that begin from `at` to `last`."
+        found, end = [], min(len(text), last + self.longest) if cues else len(text)
+        while (match := self.search(text, at, end)) and match.start() <= last:
+            span, at = self.refine(text, match) if self.refine else match.span(), match.start() + 1
+            if (span and (cues is None or self._near(cues, *span))
+                    and (not self.validate or self.validate(text[span[0]:span[1]]))):
                 found.append(Match(*span, self.kind, self.score))
                 at = max(at, span[1])
         return found
@@ -416,7 +428,7 @@ ID_RULES = {"id/us_ssn": is_us_ssn, "id/uk_nino": is_uk_nino, "id/de_tax": is_de
             "id/in_aadhaar": is_in_aadhaar, "id/cn_resident": is_cn_resident, "id/pl_pesel": is_pl_pesel,
             "id/se_personnummer": is_se_personnummer}
 
-# %% ../nbs/10b_personal.ipynb #4efc183c
+# %% ../nbs/10b_personal.ipynb #8e420739
 FICTIONAL_PHONES = re.compile(   # reserved for films and examples; international digits
     r"1[2-9][0-9]{2}55501[0-9]{2}"                                  # NANPA: 555-0100 to 555-0199
     r"|44(?:7700900|1632960|2079460|113496|114496|117496|118496|115496|1214960|1314960|1414960|1514960"
@@ -464,14 +476,15 @@ def not_a_date(text: str) -> bool:
 def national_phone(text: str) -> bool:
     "A national number that starts with 0: British, German, French or Chinese."
     digits = sum(map(str.isdigit, text))
-    return 9 <= digits <= 12 and not_a_date(text) and is_phone(text, ("GB", "DE", "FR", "CN"))
+    whole = digits > 9 or (digits == 9 and len(re.findall("[0-9]+", text)) == 2)
+    return whole and digits <= 12 and not_a_date(text) and is_phone(text, ("GB", "DE", "FR", "CN"))
 
 def cued_phone(text: str) -> bool:
     "Seven to fourteen digits that are neither a date, nor a range of years, nor one digit over and over."
     digits = re.sub("[^0-9]", "", text)
     return 7 <= len(digits) <= 14 and len(set(digits)) > 2 and not_a_date(text)
 
-# %% ../nbs/10b_personal.ipynb #a72457bf
+# %% ../nbs/10b_personal.ipynb #e4c21f84
 SEVEN_DIGITS = r"[0-9](?:[ ./()\-]{0,3}[0-9]){6}"     # trigger: seven digits close together
 
 def phone_recognisers(words: WordLists) -> list:
@@ -482,7 +495,10 @@ def phone_recognisers(words: WordLists) -> list:
         phone(r"(?<![0-9A-Za-z+])\+ ?\(?[1-9](?:[ ./()\-]{0,3}[0-9]){7,14}(?![0-9])", is_phone, score=0.95),
         phone(r"(?<![0-9A-Za-z+])00[1-9](?:[ ./()\-]{0,3}[0-9]){8,13}(?![0-9])", is_phone, score=0.85),
         phone(r"(?<![0-9A-Za-z+(])(?<![0-9][./\-])(?:1[ .\-])?(?:\( ?[2-9][0-9]{2} ?\) ?-? ?"
-              r"|[2-9][0-9]{2}[.\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![0-9]|[.\-][0-9])", us, score=0.9),
+              r"|[2-9][0-9]{2} ?[.\-] ?)[2-9][0-9]{2}(?: ?[.\-] ?| )[0-9]{4}(?![0-9]|[.\-][0-9])", us,
+              score=0.9),
+        phone(r"(?<![0-9A-Za-z+(])(?<![0-9][ ./\-])[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4}(?![0-9]|[ .\-][0-9])",
+              us, words.words("phone") + words.words("phone/near"), score=0.85, reach=(20, 0)),
         phone(r"(?<![0-9A-Za-z+/.,\-])(?<![0-9] )\(?0[1-9][0-9]{0,4}\)?(?:[ ./\-]{1,2}[0-9]{2,8}){1,4}"
               r"(?![0-9]|[./\-][0-9])", national_phone, score=0.85),
         phone(r"(?<![0-9A-Za-z+/.,=\-])07[0-9]{9}(?![0-9]|[.,\-][0-9])", partial(is_phone, regions=("GB",)),
@@ -493,7 +509,7 @@ def phone_recognisers(words: WordLists) -> list:
               words.words("phone"), score=0.75, reach=(25, 0)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #71802351
+# %% ../nbs/10b_personal.ipynb #4f105cd9
 def trim_email(text: str, match: re.Match) -> tuple:
     "The span of an address without leading or trailing signs that sentences leave there."
     start, at = match.start(), text.index("@", match.start())
@@ -528,6 +544,9 @@ def account_recognisers(words: WordLists) -> list:
     return [
         Recogniser("email", rf"{local}@{domain}", score=0.95, refine=trim_email,
                    trigger=r"@(?<=[A-Za-zÀ-ɏ0-9_%+\-']@)[A-Za-z0-9]"),
+        Recogniser("email", rf"{local}@(?:[A-Za-z0-9\-]{{1,63}} ?\. ?){{1,4}}(?:{words.pattern('tld')})"
+                   r"(?![A-Za-z0-9@])", score=0.9, refine=trim_email,
+                   trigger=r"@(?<=[A-Za-z0-9_%+\-]@)[A-Za-z0-9\-]{1,63} ?(?:\.|[A-Za-z0-9]) "),
         Recogniser("email", rf"{local} ?[\[(] ?(?:at|AT) ?[\])] ?(?:[A-Za-z0-9\-]{{1,63}} ?"
                    r"(?:[\[(] ?(?:dot|DOT) ?[\])]|\.) ?){1,4}[A-Za-z]{2,24}(?![A-Za-z0-9])", score=0.8,
                    trigger=("(at)", "[at]", "(AT)", "[AT]", "( at )", "[ at ]")),
@@ -661,7 +680,7 @@ def key_recognisers(words: WordLists) -> list:
             validate=is_mixed, refine=assigned, score=0.85),
     ]
 
-# %% ../nbs/10b_personal.ipynb #4980a80c
+# %% ../nbs/10b_personal.ipynb #a5c1ba3b
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
@@ -681,15 +700,16 @@ def grow_chinese(text: str, match: re.Match) -> tuple:
 def address_recognisers(words: WordLists) -> list:
     "Recognisers of postal addresses; the Chinese one reads the standard words."
     street, state = words.pattern("street/US"), words.pattern("state")
-    name = r"(?:[A-Z][A-Za-z'’.\-]{0,20}|[0-9]{1,3}(?:st|nd|rd|th)|de|of|the|la)"
+    street += "|" + street.upper()
+    name = r"(?:[A-Z][A-Za-z'’.\-]{0,20}|[0-9]{1,3}(?:st|nd|rd|th|ST|ND|RD|TH)|de|of|the|la)"
     city = r"(?:[A-Z][A-Za-z'.\-]{1,20} ?){1,3}"
     tail = (rf"(?: ?,? (?:Apt|Apartment|Suite|Ste|Unit|Flat|No|#)\.? ?#?[0-9A-Za-z]{{1,6}})?"
             rf"(?: ?, ?{city}(?: ?,)? ?(?:(?:{state})(?: [0-9]{{5}}(?:-[0-9]{{4}})?)?"
             rf"|[A-Z]{{1,2}}[0-9][A-Z0-9]? ?[0-9][A-Z]{{2}})(?![A-Za-z0-9]))?")
     german = r"(?: ?,? [0-9]{5} [A-ZÄÖÜ][a-zäöüß\-]{1,25}(?: (?:am|an der|im) [A-Z][a-zäöü]{1,15})?)"
-    house = r" [0-9]{1,4} ?[a-h]?(?:-[0-9]{1,4})?(?![0-9A-Za-zäöü%]|[.:][0-9])"
-    cap, not_letter = "[A-ZÄÖÜ][a-zäöüß]{1,25}?", "(?<![A-Za-zÄÖÜäöüß])"
-    part = r"(?:[A-ZÄÖÜ][a-zäöüß]{1,20}[ \-]){1,3}"
+    house = r" [0-9]{1,4}(?: ?[a-h])?(?:-[0-9]{1,4})?(?![0-9A-Za-zäöü%]|[.:][0-9])"
+    cap, not_letter = "[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]{1,25}?", "(?<![A-Za-zÀ-ÖØ-öø-ÿ])"
+    part = r"(?:[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]{1,20}[ \-]){1,3}"
     one, two = words.pattern("street/DE"), words.pattern("street/DE2")
     address = partial(Recogniser, "address", digits=True)
     return [
@@ -706,15 +726,15 @@ def address_recognisers(words: WordLists) -> list:
                 trigger=("号",)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #059003c2
+# %% ../nbs/10b_personal.ipynb #b5abe09d
 def birth_recogniser(words: WordLists) -> list:
     "A date with a year, and a cue word close by."
     month = words.pattern("month")
     firsts = "".join(sorted({word[0] for word in words.words("month")}))
     day, year = "[0-3]?[0-9]", "(?:19|20)[0-9]{2}"
-    forms = (rf"{year}([./\-])[01]?[0-9]\1{day}", rf"{day}([./\-]){day}\2(?:{year}|[0-9]{{2}})",
-             rf"{day}(?:st|nd|rd|th|er|\.|º)?(?: of| de)? (?:{month})\.?(?: de| del)?,? {year}",
-             rf"(?:{month})\.? {day}(?:st|nd|rd|th)?,? {year}", rf"{day}\. ?{day}\. ?{year}",
+    forms = (rf"{year}( ?[./\-] ?)[01]?[0-9]\1{day}", rf"{day}( ?[./\-] ?){day}\2(?:{year}|[0-9]{{2}})",
+             rf"{day}(?:st|nd|rd|th|er|\.|º)?(?: of| de)? (?:{month})\.?(?: de| del)?(?: ?,)? {year}",
+             rf"(?:{month})\.? {day}(?:st|nd|rd|th)?(?: ?,)? {year}", rf"{day}\. ?{day}\. ?{year}",
              rf"{year} ?年 ?[01]?[0-9] ?月 ?{day} ?[日号]")
     left = rf"(?i)(?=[0-9{firsts}])(?<![0-9A-Za-z])(?<![0-9][./\-])"
     return [Recogniser("birth_date", rf"{left}(?:{'|'.join(forms)})"
@@ -779,7 +799,7 @@ class Marked:
 
     def __repr__(self): return f"Marked({len(self.text)} characters, {len(self.matches)} matches)"
 
-# %% ../nbs/10b_personal.ipynb #c40c5075
+# %% ../nbs/10b_personal.ipynb #f0c7b59e
 KIND_NAMES = {"email": "an e-mail address", "phone": "a telephone number", "card": "a payment card number",
               "iban": "a bank account number", "ip": "an IP address", "mac": "a MAC address",
               "url_credentials": "a URL with user name and password", "address": "a postal address",
@@ -793,6 +813,10 @@ def word_span(offsets: Sequence,       # (start, end) of each word
     first = bisect_left(offsets, start + 1, key=lambda pair: pair[1])
     return first, max(first + 1, bisect_left(offsets, end, key=lambda pair: pair[0]))
 
+def _overlaps(match, others):
+    return any(match.start < other.end and other.start < match.end for other in others)
+
+# %% ../nbs/10b_personal.ipynb #476dfbbb
 class PersonalData:
     "Finds personal data in rows. Raises `InputError` for an unknown action."
     def __init__(self,
@@ -848,9 +872,6 @@ class PersonalData:
                           self.finder.severity.get(m.kind, "medium"),
                           "redact it, or put a pseudonym in its place", start, end,
                           "words" if in_words else "characters", m.score, evidence, action=self.action)
-
-def _overlaps(match, others):
-    return any(match.start < other.end and other.start < match.end for other in others)
 
 # %% ../nbs/10b_personal.ipynb #09859ea0
 class FromPresidio:
@@ -909,10 +930,6 @@ def presidio(*names: str,              # class names in presidio_analyzer.predef
     return [FromPresidio(getattr(theirs, name)(), **options) for name in names]
 
 # %% ../nbs/10b_personal.ipynb #fb1c955e
-def placeholder(kind: str) -> str:    # "id/us_ssn" -> "[ID]"
-    "What stands in place of a kind."
-    return f"[{kind.partition('/')[0].upper()}]"
-
 def mask(text: str, kind: str, keep: int = 4) -> str:
     "Stars for letters and digits; of numbers the last ones stay, at most a third of the characters."
     places = [i for i, character in enumerate(text) if character.isalnum()]
@@ -962,7 +979,7 @@ class Redactor(logging.Filter):
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
         return True
 
-# %% ../nbs/10b_personal.ipynb #822cbed3
+# %% ../nbs/10b_personal.ipynb #4c649c81
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _digits(rng: random.Random, n: int) -> str:
@@ -998,6 +1015,7 @@ def _ascii(name: str) -> str:
     apart = unicodedata.normalize("NFKD", name.lower())
     return "".join(c for c in apart if c.isascii() and c.isalpha()) or "user"
 
+# %% ../nbs/10b_personal.ipynb #7e4a97b7
 AREAS = "201 202 212 303 312 404 415 503 512 602 617 619 702 713 801 916".split()    # of real cities
 
 def _calling_code(text, digits, plus):
@@ -1014,22 +1032,22 @@ def _calling_code(text, digits, plus):
     return "44" if british else "49"
 
 def _make_phone(text, rng, names):
-    "Digits, with a plus where the original has one."
+    "A number of a range for fiction in a usual notation."
     digits, plus = re.sub("[^0-9]", "", text), "+" in text or text.lstrip("(").startswith("00")
     code = _calling_code(text, digits, plus)
     national = digits.removeprefix("00").removeprefix(code) if plus else digits.lstrip("0")
     mobile = {"44": "7", "49": "1", "33": "67", "86": "1"}.get(code, "")
-    new = {"44": ("7700900" if national[:1] in mobile else "2079460") + _digits(rng, 3),
-           "49": "17139200" + _digits(rng, 2) if national[:1] in mobile else "3023125" + _digits(rng, 3),
-           "33": ("63998" if national[:1] in mobile else "19900") + _digits(rng, 4),
-           "86": f"1{rng.choice('3578')}{rng.choice('0123456789')}0000{_digits(rng, 4)}"
-                 if national[:1] in mobile and len(national) == 11 else "100000" + _digits(rng, 4),
-           }.get(code, rng.choice(AREAS) + "55501" + _digits(rng, 2))
+    new = {"44": ("7700 900" if national[:1] in mobile else "20 7946 0") + _digits(rng, 3),
+           "49": "171 39200" + _digits(rng, 2) if national[:1] in mobile else "30 23125" + _digits(rng, 3),
+           "33": f"{'6 39 98' if national[:1] in mobile else '1 99 00'} {_digits(rng, 2)} {_digits(rng, 2)}",
+           "86": f"1{rng.choice('38')}{_digits(rng, 1)} 0000 {_digits(rng, 4)}"
+                 if national[:1] in mobile and len(national) == 11 else "10 0000" + _digits(rng, 4),
+           }.get(code, f"{rng.choice(AREAS)}-555-01{_digits(rng, 2)}")
     if not plus:
-        return ("0" if digits[0] == "0" else "1" if len(digits) == 11 and code == "1" else "") + new
-    return f"+{code or '1'}{new}"
+        return ("0" if digits[0] == "0" else "1-" if len(digits) == 11 and code == "1" else "") + new
+    return f"+{code or '1'} {new}"
 
-# %% ../nbs/10b_personal.ipynb #30574263
+# %% ../nbs/10b_personal.ipynb #ca713d5b
 TEST_CARDS = {"34": "3714", "37": "3782", "2": "222300", "5": "520082", "6011": "601111", "64": "601111",
               "65": "601111", "35": "356600", "30": "305693", "36": "361489", "38": "305693", "39": "305693",
               "62": "620000", "6": "676300", "50": "676300", "58": "676300", "4": "400000"}
@@ -1069,7 +1087,12 @@ def _make_key(text, rng, names):
                     r"|https://hooks\.slack\.com/services/|-----BEGIN [A-Z0-9 ]*-----", text)
     tail = re.search(r"-----END [A-Z0-9 ]*-----$", text)
     first, last = head.end() if head else 0, tail.start() if tail else len(text)
-    return text[:first] + _like(text[first:last], rng) + text[last:]
+    new = _like(text[first:last], rng)
+    if text[:4] in ("AKIA", "ASIA"):
+        new = new.translate(str.maketrans("0189", "2345"))      # base 32 has no 0, 1, 8, 9
+    if text.startswith("eyJ"):                                  # so does the second part of a JWT begin
+        new = re.sub(r"\....", ".eyJ", new, count=1)
+    return text[:first] + new + text[last:]
 
 # %% ../nbs/10b_personal.ipynb #f2c5c11c
 def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this draw has no check character
@@ -1111,7 +1134,7 @@ def _make_birth_date(text, rng, names):
                 return text.replace(month, rng.choice(months))
     return text
 
-# %% ../nbs/10b_personal.ipynb #2775c5e9
+# %% ../nbs/10b_personal.ipynb #a494e169
 _STRUCTURE = "省市区县路街道巷弄村里号楼单元室栋座层胡同大小园苑州镇乡"
 _PARTS = {*("Apt Apartment Suite Ste Unit Flat No Box PO P.O P.O. P O. Post Office Postfach "
             "Am An Im Zum Zur Auf Unter N S E W").split()}
@@ -1132,6 +1155,8 @@ def _make_address(text, rng, names):
                                                 words.pattern("street/DE2") + ")", match[0])
             if word in kept or word.rstrip(".") in kept or word[:1].islower():
                 return word
+            if re.fullmatch("[0-9]+[A-Za-z]", word):
+                return _like(word[:-1], rng) + word[-1]
             if any(map(str.isdigit, word)):
                 return _like(word, rng) if not re.fullmatch("[0-9]+(?:st|nd|rd|th)", word) else \
                     f"{rng.randrange(4, 20)}th"
@@ -1141,30 +1166,44 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #95a08a00
+# %% ../nbs/10b_personal.ipynb #734811cd
 class NamePool:
-    "Names to put in, from a list of `safetune.swaps`."
+    "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
                    "dr mr mrs ms prof sir").split()}
 
     def __init__(self,
-                 name: str = "names",     # a list of safetune, or the path of one
-                 language: str = "en",
+                 path: Path = None,       # None: the list of safetune in the language
+                 language: str = "en",    # one that safetune has names for
                 ):
-        self.terms = load_terms(name, language)
-        self.by_role, self.by_cell = {}, {}
-        for term in self.terms.terms:
-            self.by_role.setdefault(term.role, []).append(term.text)
-            self.by_cell.setdefault((term.role, *term.groups.values()), []).append(term.text)
-        self.joint = self.terms.joint
+        folder = Path(str(files("safetune"))) / "resources" / "terms"
+        path = Path(path) if path else folder / f"names.{language}.tsv"
+        if not path.is_file():
+            have = ", ".join(sorted(p.name.split(".")[1] for p in folder.glob("names.*.tsv")))
+            raise InputError(f"there is no list of names {str(path)!r}",
+                             f"give its path, or a language: {have}")
+        lines = read_text(path, Report()).splitlines()
+        self.joint = "" if "# separator: none" in lines else " "
+        rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+        if not rows or not {"term", "role"} <= set(rows[0]):
+            raise InputError("a list of names needs the columns term and role", "see safetune.swaps", path)
+        self.index, self.by_role, self.by_cell = {}, {}, {}
+        for row in rows[1:]:
+            entry = dict(zip(rows[0], row))
+            role, cell = entry["role"], tuple(entry.get(name, "") for name in ("role", "gender", "origin"))
+            self.index.setdefault(entry["term"], []).append(cell)
+            self.by_role.setdefault(role, []).append(entry["term"])
+            self.by_cell.setdefault(cell, []).append(entry["term"])
+        missing = {"given", "surname"} - set(self.by_role)
+        if missing:
+            raise InputError(f"a list of names without any {min(missing)}", "add some in the column role",
+                             path)
 
     def draw(self, word: str, role: str, rng: random.Random, wide: bool) -> str:
         "A name of the same role, and of the same gender and origin where the word is known, in its case."
-        known = [term for term in self.terms.index.get(word, self.terms.index.get(word.title(), ()))]
-        term = next((t for t in known if t.role == role), known[0] if known else None)
-        pool = self.by_role[term.role if term else role]
-        if term and not wide:
-            pool = self.by_cell[(term.role, *term.groups.values())]
+        known = self.index.get(word, self.index.get(word.title(), ()))
+        cell = next((c for c in known if c[0] == role), known[0] if known else None)
+        pool = self.by_cell[cell] if cell and not wide else self.by_role[cell[0] if cell else role]
         new = rng.choice(pool)
         if wide:
             new = f"{new}-{rng.choice(self.by_role['surname'])}" if self.joint else new + rng.choice(pool)
@@ -1172,11 +1211,11 @@ class NamePool:
 
     def chinese(self, name: str, rng: random.Random) -> str:
         "Another surname and given name; of the same gender where the list knows it."
-        given = self.terms.index.get(name[1:], self.terms.index.get(name[2:], ()))
-        cell = given and self.by_cell[(given[0].role, *given[0].groups.values())]
-        return rng.choice(self.by_role["surname"]) + rng.choice(cell or self.by_role["given"])
+        given = self.index.get(name[1:], self.index.get(name[2:], ()))
+        pool = self.by_cell[given[0]] if given else self.by_role["given"]
+        return rng.choice(self.by_role["surname"]) + rng.choice(pool)
 
-# %% ../nbs/10b_personal.ipynb #311adc4c
+# %% ../nbs/10b_personal.ipynb #0383856e
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
 MAKERS = {"email": _make_email, "phone": _make_phone, "card": _make_card, "iban": _make_iban, "ip": _make_ip,
           "mac": _make_mac, "url_credentials": _make_url, "key": _make_key, "address": _make_address,
@@ -1192,7 +1231,7 @@ def normal(text: str, kind: str) -> str:
 def _refilled(text: str, core: str) -> str:
     "New characters in the places of the old letters and digits, if there are as many."
     places = [i for i, c in enumerate(text) if c.isascii() and c.isalnum()]
-    bare = core.lstrip("+")
+    bare = characters(core)
     if len(places) != len(bare):
         return core
     out = list(text)
@@ -1204,13 +1243,13 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #ad4ca5f9
+# %% ../nbs/10b_personal.ipynb #20b70f22
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
                  seed: Any = None,          # bytes (a key), text or number; None: a random key
                  language: str = "en",      # of the list of names
-                 names: str = "names",      # a list of `safetune.swaps`, or the path of one
+                 names: Path = None,        # path of a list of names; None: that of safetune
                  documents: int = 10_000,   # how many documents are remembered
                 ):
         seed = secrets.token_bytes(32) if seed is None else seed
@@ -1244,7 +1283,8 @@ class Pseudonyms:
             new = make(random.Random(self._digest(document, kind, old, str(attempt))), attempt)
             same = normal(new, kind) if new else old
             taken = (kind, same) in memory.used or self._digest(document, kind, same) in memory.given
-            if same != old and not taken:
+            inside = old in same and len(old) > 3          # 203.0.113.1 in 203.0.113.141
+            if same != old and not taken and not inside:
                 memory.given[key] = new
                 memory.used.add((kind, same))
         if key not in memory.given:                 # the format has no value left: say so, but stay distinct
@@ -1276,7 +1316,7 @@ class Pseudonyms:
         "What a maker makes; a telephone number of a small range moves to the North American one."
         return make("202-555-0100" if head == "phone" and attempt > 200 else value, rng, self._latin)
 
-    def __repr__(self): return f"Pseudonyms({self.pool.terms.name}, {len(self._memory)} documents)"
+    def __repr__(self): return f"Pseudonyms({len(self.pool.index)} names, {len(self._memory)} documents)"
 
 # %% ../nbs/10b_personal.ipynb #e6caaf26
 def _inside(text: str, kind: str) -> tuple:
