@@ -70,10 +70,11 @@ def placeholder(kind: str) -> str:    # "personal/email" or "email" -> "[EMAIL]"
     kind = kind.removeprefix('personal/').partition('/')[0]    # of an id: "[ID]"
     return f"[{kind.upper()}]"
 
-# %% ../nbs/10a_findings.ipynb #ff2b78bc
+# %% ../nbs/10a_findings.ipynb #45495f7a
 FORMAT = "safetune findings 1"
 FIELDS = tuple(field.name for field in fields(Finding))
 
+# %% ../nbs/10a_findings.ipynb #1b31a460
 class Findings(list):
     "A list of findings, which shows personal data only when told to."
     def __init__(self,
@@ -541,7 +542,7 @@ def _applied(row: dict, changes: list) -> dict:
     new = {**new, **edit_row(new, edits)} if edits else new
     return new if not edits or text_of(new).strip() else None
 
-# %% ../nbs/10a_findings.ipynb #38be81ee
+# %% ../nbs/10a_findings.ipynb #52b1dd20
 LOG_FORMAT, REMOVED_FORMAT = "safetune audit log 1", "safetune removed content 1"
 
 def _digest(row: dict, key: bytes = b"") -> str:    # 32 hexadecimal digits
@@ -549,6 +550,7 @@ def _digest(row: dict, key: bytes = b"") -> str:    # 32 hexadecimal digits
     text = json.dumps(_plain(row), ensure_ascii=False, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=key, digest_size=16).hexdigest()
 
+# %% ../nbs/10a_findings.ipynb #0d1aaf27
 class AuditLog:
     "What `clean` changed. `entries` may be shown; `removed` and `key` hold the personal data that went."
     def __init__(self,

@@ -630,7 +630,13 @@ class UnknownTokens(Detector):
         "Share of unknown tokens, with Wilson's interval."
         return {split: wilson(unknown, n) for split, (unknown, n) in self.totals.items() if n}
 
-# %% ../nbs/11_screening.ipynb #bdd818dd
+# %% ../nbs/11_screening.ipynb #8578164a
+def _labels(row: dict) -> list:
+    "Labels of a row; none where it has none."
+    if row.get("tags") is not None:
+        return entity_types(row["tags"])
+    return row_labels(row) if row.get("label") is not None else []
+
 def _share_shift(a: int, n: int, b: int, m: int) -> float:    # p-value
     "Two-sided test that two shares are equal (pooled z-test)."
     from scipy.stats import norm
@@ -638,6 +644,7 @@ def _share_shift(a: int, n: int, b: int, m: int) -> float:    # p-value
     error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     return 1.0 if error == 0 else float(2 * norm.sf(abs(a / n - b / m) / error))
 
+# %% ../nbs/11_screening.ipynb #4dabca0d
 class Balance(Detector):
     "Classes that are rare, missing in a split, or of another share there."
     name = "balance"
@@ -693,12 +700,6 @@ class Balance(Detector):
                 yield self._finding("shift", split, label,
                                     f"{label!r} is {b:.1%} of the labels here, {a:.1%} in train",
                                     "medium", "split again, or say that the scores hold for this mix only")
-
-def _labels(row: dict) -> list:
-    "Labels of a row; none where it has none."
-    if row.get("tags") is not None:
-        return entity_types(row["tags"])
-    return row_labels(row) if row.get("label") is not None else []
 
 # %% ../nbs/11_screening.ipynb #acaef816
 class Shortcuts(Detector):
