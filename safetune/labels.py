@@ -774,7 +774,7 @@ def severity_of(score: float) -> str:
     "`high` from 0.95, `medium` from 0.8, else `low`."
     return "high" if score >= 0.95 else "medium" if score >= 0.8 else "low"
 
-# %% ../nbs/10c_labels.ipynb #d809249b
+# %% ../nbs/10c_labels.ipynb #8cda3bbc
 def span_finding(line,            # of `span_candidates` or `inconsistent_mentions`, as a named tuple
                  row: dict,       # the row
                  split: str,      # its split
@@ -795,8 +795,8 @@ def span_finding(line,            # of `span_candidates` or `inconsistent_mentio
                    f"check, then {REMEDIES[line.kind]}", int(start), int(end), "words",
                    round(float(line.score), 6), words, fix, group, action)
 
-def text_finding(line, row: dict, split: str, action: str = "keep") -> Finding:   # `fix` holds the label, or the list of labels
-    "A likely wrong label of a text as a finding."
+def text_finding(line, row: dict, split: str, action: str = "keep") -> Finding:
+    "A likely wrong label of a text as a finding; `fix` holds the label, or the list of labels."
     fix = line.better
     if isinstance(row["label"], list):
         without = [name for name in row["label"] if name != line.label]
