@@ -171,13 +171,16 @@ def signatures(texts: Sequence,    # normalised, none empty
             result[k, block] = np.minimum.reduce(room, axis=0)
     return result.T
 
-# %% ../nbs/11_screening.ipynb #b0a2e67e
+# %% ../nbs/11_screening.ipynb #d7e15749
 class _Sets:
     "The distinct trigrams of texts: hashes (uint32, sorted within a text), where each text starts, how many."
     def __init__(self, texts: Sequence, block: int = 20_000):
-        parts = [self._of(texts[at:at + block]) for at in range(0, len(texts), block)]
-        self.hashes = np.concatenate([hashes for hashes, _ in parts] or [np.empty(0, np.uint32)])
-        self.sizes = np.concatenate([sizes for _, sizes in parts] or [np.empty(0, np.int64)])
+        self.hashes, self.sizes = np.empty(sum(map(len, texts)), np.uint32), np.zeros(len(texts), np.int64)
+        end = 0
+        for at in range(0, len(texts), block):
+            hashes, self.sizes[at:at + block] = self._of(texts[at:at + block])
+            self.hashes[end:end + len(hashes)] = hashes
+            end += len(hashes)
         self.starts = np.cumsum(self.sizes) - self.sizes
 
     def _of(self, texts):
@@ -332,7 +335,7 @@ class Duplicates(Detector):
             yield from table.exact()
             yield from table.near() if self._values else ()
 
-# %% ../nbs/11_screening.ipynb #83bcb653
+# %% ../nbs/11_screening.ipynb #98d47cbd
 class _Table:
     "All rows that `Duplicates` has collected, sorted by hash and by who leads."
     def __init__(self, detector: Duplicates):
@@ -389,7 +392,8 @@ class _Table:
         by_order = np.lexsort((self.row[rows], self.split[rows]))
         rows, which = rows[by_order], which[by_order]
         texts = [detector._texts[i] for i in signed[which].tolist()]
-        leader, score = find_leaders(texts, np.concatenate(detector._values)[which], detector.threshold)
+        values, detector._values = np.concatenate(detector._values), []     # one copy less in memory
+        leader, score = find_leaders(texts, values[which], detector.threshold)
         for k in np.flatnonzero(leader != np.arange(len(leader))).tolist():
             i, there = int(rows[k]), int(rows[leader[k]])
             here, other = self.names[self.split[i]], self.names[self.split[there]]
