@@ -261,7 +261,7 @@ _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "t
 STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #a0ad3181
+# %% ../nbs/10c_labels.ipynb #16e4b876
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -303,6 +303,7 @@ def _by_head(rows, task, fold, features, strength, progress) -> list:
                 found[inside, column] = p[:, 1]
     return np.split(found, np.cumsum(sizes)[:-1]) if task.name == _TAGS else list(found)
 
+# %% ../nbs/10c_labels.ipynb #b2dd3ebf
 def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> list:
     "Out-of-fold probabilities of fine-tunes, one a fold, each stopped by a tenth of its own training rows."
     from datasets import Dataset, DatasetDict
