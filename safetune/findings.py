@@ -225,6 +225,7 @@ def _load(path: Path) -> Findings:
 # %% ../nbs/10a_findings.ipynb #939370a9
 STYLE = ("<style>.findings{border-collapse:collapse;font-size:90%}.findings td,.findings th"
          "{padding:2px 8px;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}"
+         ".findings td{overflow-wrap:anywhere;min-width:3em}"
          ".findings .high{color:#a00}.findings .medium{color:#850}.findings .low{color:#555}</style>")
 
 def _cells(values: Iterable, tag: str = "td", css: str = "") -> str:

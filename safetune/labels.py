@@ -261,7 +261,7 @@ _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "t
 STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #52475625
+# %% ../nbs/10c_labels.ipynb #16e4b876
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -303,6 +303,7 @@ def _by_head(rows, task, fold, features, strength, progress) -> list:
                 found[inside, column] = p[:, 1]
     return np.split(found, np.cumsum(sizes)[:-1]) if task.name == _TAGS else list(found)
 
+# %% ../nbs/10c_labels.ipynb #b2dd3ebf
 def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> list:
     "Out-of-fold probabilities of fine-tunes, one a fold, each stopped by a tenth of its own training rows."
     from datasets import Dataset, DatasetDict
@@ -316,7 +317,9 @@ def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> lis
     for k in tqdm(np.unique(fold), desc="fine-tunes", unit="fold", leave=False, disable=not progress):
         held = np.flatnonzero(fold == k)
         rest = np.flatnonzero(fold != k)
-        stop = fold_numbers([rows[i] for i in rest], 10, seed, groups) == 0     # the tenth that says when
+        inner = [rows[i] for i in rest]
+        tenth = max(2, min(10, len(np.unique(group_rows(inner, groups)))))
+        stop = fold_numbers(inner, tenth, seed, groups) == 0
         parts = {"train": rest[~stop], "validation": rest[stop], "test": held}
         tuner = Tuner(DatasetDict({name: data.select(part) for name, part in parts.items()}), model,
                       task=task.name, progress=False)
@@ -772,10 +775,11 @@ def severity_of(score: float) -> str:
     "`high` from 0.95, `medium` from 0.8, else `low`."
     return "high" if score >= 0.95 else "medium" if score >= 0.8 else "low"
 
-# %% ../nbs/10c_labels.ipynb #5a74af96
+# %% ../nbs/10c_labels.ipynb #8cda3bbc
 def span_finding(line,            # of `span_candidates` or `inconsistent_mentions`, as a named tuple
                  row: dict,       # the row
                  split: str,      # its split
+                 action: str = "keep",   # what `clean` does by default
                 ) -> Finding:     # span in words; `fix` holds the tags of the whole row
     "A likely error as a finding."
     tokens, spans = row["tokens"], [span for span in (line.given, line.better) if span]
@@ -790,19 +794,19 @@ def span_finding(line,            # of `span_candidates` or `inconsistent_mentio
     fix = _fixed_tags(row["tags"], line.given, line.better)
     return Finding(f"label/{line.kind}", split, line.row, message, severity_of(line.score),
                    f"check, then {REMEDIES[line.kind]}", int(start), int(end), "words",
-                   round(float(line.score), 6), words, fix, group, "fix")
+                   round(float(line.score), 6), words, fix, group, action)
 
-def text_finding(line, row: dict, split: str) -> Finding:    # `fix` holds the label, or the list of labels
-    "A likely wrong label of a text as a finding."
+def text_finding(line, row: dict, split: str, action: str = "keep") -> Finding:
+    "A likely wrong label of a text as a finding; `fix` holds the label, or the list of labels."
     fix = line.better
     if isinstance(row["label"], list):
         without = [name for name in row["label"] if name != line.label]
         fix = without if line.label in row["label"] else [*without, line.label]
     return Finding("label/wrong", split, line.row, f"{line.given!r} looks like {line.better!r}",
                    severity_of(line.score), "check, then change the label", score=round(float(line.score), 6),
-                   text=str(row["text"]), fix=fix, action="fix")
+                   text=str(row["text"]), fix=fix, action=action)
 
-# %% ../nbs/10c_labels.ipynb #f3a5ec58
+# %% ../nbs/10c_labels.ipynb #b46c23fc
 class LabelErrors:
     "Likely wrong labels of a split. It reads all rows of the split before it answers."
     def __init__(self,
@@ -811,13 +815,14 @@ class LabelErrors:
                  seed: int = 0,           # of the folds and of fine-tunes
                  method: str = None,      # "words", "features" or "tune"; see `out_of_fold`
                  least: float = 0.5,      # lowest score of a finding
+                 action: str = "keep",    # what `clean` does with a finding by default; or "fix", "drop"
                  most: int = None,        # at most so many findings a split, the likeliest
                  progress: bool = True,   # show progress bars
                  **settings,              # of a fine-tune
                 ):
         if not 0 <= least <= 1:
             raise InputError(f"least={least!r}", "give a score from 0 to 1")
-        self.least, self.most = least, most
+        self.least, self.most, self.action = least, most, action
         self.options = dict(model=model, folds=folds, seed=seed, method=method, progress=progress, **settings)
         self.oof, self.candidates = {}, {}      # what each split gave, for a closer look
 
@@ -830,14 +835,14 @@ class LabelErrors:
         self.oof[split] = oof
         if oof.is_words:
             table = span_candidates(oof, progress=self.options["progress"])
-            found = [span_finding(line, oof.rows[line.row], split) for line in self._kept(table)]
+            found = [span_finding(line, oof.rows[line.row], split, self.action) for line in self._kept(table)]
             seen = {(f.row, word) for f in found for word in range(f.start, f.end)}
-            more = (span_finding(line, oof.rows[line.row], split)
+            more = (span_finding(line, oof.rows[line.row], split, self.action)
                     for line in self._kept(inconsistent_mentions(oof)))
             found += [f for f in more if not any((f.row, word) in seen for word in range(f.start, f.end))]
         else:
             table = text_candidates(oof)
-            found = [text_finding(line, oof.rows[line.row], split) for line in self._kept(table)]
+            found = [text_finding(line, oof.rows[line.row], split, self.action) for line in self._kept(table)]
         self.candidates[split] = table
         found.sort(key=lambda f: -f.score)
         return Findings(found[:self.most], {split: len(oof.rows)})
