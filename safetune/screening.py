@@ -219,7 +219,7 @@ def jaccard_pairs(texts: Sequence,      # normalised
     "Jaccard index of the trigram sets of pairs of texts."
     return _Sets(texts).jaccard(np.asarray(left), np.asarray(right))
 
-# %% ../nbs/11_screening.ipynb #8d13aad3
+# %% ../nbs/11_screening.ipynb #dabb3da5
 def band_values(signature: np.ndarray,   # uint32, shape (texts, bands * rows)
                 bands: int,
                ) -> np.ndarray:          # uint64, shape (texts, bands)
@@ -246,6 +246,7 @@ def may_be_near(bits: np.ndarray,       # from `minima_bits`
     least = number * (1 + threshold) / 2 - 3 * math.sqrt(number * (1 - threshold ** 2) / 4)
     return number - np.bitwise_count(bits[a] ^ bits[b]).sum(axis=1) >= least
 
+# %% ../nbs/11_screening.ipynb #868fb3df
 def _runs(values: np.ndarray) -> tuple:    # sorted; number of the run, and where it starts, for each value
     "Runs of equal values."
     opens = np.ones(len(values), bool)
