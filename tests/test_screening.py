@@ -316,3 +316,11 @@ def test_standard_detectors_take_a_tokenizer_and_a_lexicon(tmp_path):
     assert not any(isinstance(d, UnknownTokens) for d in standard_detectors())
     with pytest.raises(InputError, match="none.tsv"):
         standard_detectors(lexicon=tmp_path / "none.tsv")
+
+
+def test_wrong_labels_are_looked_for_on_request():
+    from safetune.labels import LabelErrors
+    data, truth = sample_ner({"train": 400, "validation": 20, "test": 20}, seed=3, faults="wrong_labels", return_truth=True)
+    found = screen(data, [Lengths()], LabelErrors(progress=False), progress="").of("label")
+    wrong = set(truth["row"])
+    assert {f.split for f in found} == {"train"} and len(wrong & {f.row for f in found}) >= len(wrong) / 2
