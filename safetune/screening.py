@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTECTED', 'SCRIPTS', 'STREAM_FROM', 'Detector', 'Encoding', 'key_text', 'trigram_hashes', 'permutations',
-           'signatures', 'jaccard_pairs', 'band_values', 'find_leaders', 'Duplicates', 'Lengths', 'read_table',
-           'Languages', 'Lexicon', 'ToxicityModel', 'UnknownTokens', 'Balance', 'Shortcuts', 'Representation',
-           'entity_names', 'entity_overlap', 'RowFile', 'open_splits', 'Scanned', 'standard_detectors', 'screen',
-           'columns_of', 'unpacked']
+           'signatures', 'jaccard_pairs', 'band_values', 'minima_bits', 'may_be_near', 'find_leaders', 'Duplicates',
+           'Lengths', 'read_table', 'Languages', 'Lexicon', 'ToxicityModel', 'UnknownTokens', 'Balance', 'Shortcuts',
+           'Representation', 'entity_names', 'entity_overlap', 'RowFile', 'open_splits', 'Scanned',
+           'standard_detectors', 'screen', 'columns_of', 'unpacked']
 
 # %% ../nbs/11_screening.ipynb #7962535c
 import json
@@ -219,7 +219,7 @@ def jaccard_pairs(texts: Sequence,      # normalised
     "Jaccard index of the trigram sets of pairs of texts."
     return _Sets(texts).jaccard(np.asarray(left), np.asarray(right))
 
-# %% ../nbs/11_screening.ipynb #c11a3d69
+# %% ../nbs/11_screening.ipynb #dabb3da5
 def band_values(signature: np.ndarray,   # uint32, shape (texts, bands * rows)
                 bands: int,
                ) -> np.ndarray:          # uint64, shape (texts, bands)
@@ -231,6 +231,22 @@ def band_values(signature: np.ndarray,   # uint32, shape (texts, bands * rows)
         value ^= value >> np.uint64(29)
     return value
 
+def minima_bits(signature: np.ndarray,   # uint32, shape (texts, permutations)
+               ) -> np.ndarray:          # uint64, shape (texts, permutations / 64, rounded up)
+    "The lowest bit of each minimum, packed."
+    bits = np.packbits((signature & np.uint32(1)).astype(np.uint8), axis=1)
+    return np.ascontiguousarray(np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))).view(np.uint64)
+
+def may_be_near(bits: np.ndarray,       # from `minima_bits`
+                a: np.ndarray, b: np.ndarray,   # numbers of texts, shape (pairs,)
+                threshold: float,       # of the Jaccard index
+                number: int,            # of permutations
+               ) -> np.ndarray:         # bool, shape (pairs,)
+    "Pairs whose bits do not agree too seldom: at most three standard deviations below what is expected."
+    least = number * (1 + threshold) / 2 - 3 * math.sqrt(number * (1 - threshold ** 2) / 4)
+    return number - np.bitwise_count(bits[a] ^ bits[b]).sum(axis=1) >= least
+
+# %% ../nbs/11_screening.ipynb #868fb3df
 def _runs(values: np.ndarray) -> tuple:    # sorted; number of the run, and where it starts, for each value
     "Runs of equal values."
     opens = np.ones(len(values), bool)
@@ -241,6 +257,8 @@ def _runs(values: np.ndarray) -> tuple:    # sorted; number of the run, and wher
 def find_leaders(texts: Sequence,        # normalised, in the order in which they lead
                  bands: np.ndarray,      # from `band_values`
                  threshold: float,       # of the Jaccard index
+                 bits: np.ndarray = None,   # from `minima_bits`; None: all pairs in a band are compared
+                 number: int = 120,      # of permutations
                  rounds: int = 4,        # leaders that are tried in a run
                 ) -> tuple:              # number of each text's leader (its own if it leads), Jaccard index
     "Which texts are near to one that stays."
@@ -258,7 +276,9 @@ def find_leaders(texts: Sequence,        # normalised, in the order in which the
             follow = start != np.arange(len(alive))
             first, other = alive[start[follow]], alive[follow]
             pair, near = first * len(texts) + other, np.zeros(len(other), bool)
-            new = np.flatnonzero(~np.isin(pair, far))
+            new = (np.flatnonzero(may_be_near(bits, first, other, threshold, number)) if bits is not None
+                   else np.arange(len(pair)))
+            new = new[~np.isin(pair[new], far)]
             value = sets.jaccard(first[new], other[new])
             near[new] = value >= threshold
             leader[other[near]], score[other[near]] = first[near], value[value >= threshold]
@@ -279,7 +299,7 @@ def _direct(sets, leader, score, threshold):
     score[moved] = np.where(near, value, 0.0)
     return leader, score
 
-# %% ../nbs/11_screening.ipynb #5075b869
+# %% ../nbs/11_screening.ipynb #4fdce376
 PROTECTED = ("test", "validation")    # splits that measure, the most protected first
 
 class Duplicates(Detector):
@@ -311,7 +331,8 @@ class Duplicates(Detector):
                 new.append(i)
         bands = [None] * len(rows)
         if new:
-            values = band_values(signatures([texts[i] for i in new], self.permutations), self.bands)
+            signature = signatures([texts[i] for i in new], self.permutations)
+            values = np.hstack([band_values(signature, self.bands), minima_bits(signature)])
             for i, value in zip(new, values):
                 bands[i] = value.tobytes()
         return {"digest": digests, "label": [_label_key(row) for row in rows], "bands": bands,
@@ -326,7 +347,7 @@ class Duplicates(Detector):
         self._texts.update((before + i, columns["key"][i]) for i in signed)
         if signed:
             joined = b"".join(columns["bands"][i] for i in signed)
-            self._values.append(np.frombuffer(joined, dtype=np.uint64).reshape(-1, self.bands))
+            self._values.append(np.frombuffer(joined, dtype=np.uint64).reshape(len(signed), -1))
         return ()
 
     def finish(self):
@@ -335,7 +356,7 @@ class Duplicates(Detector):
             yield from table.exact()
             yield from table.near() if self._values else ()
 
-# %% ../nbs/11_screening.ipynb #98d47cbd
+# %% ../nbs/11_screening.ipynb #e945de56
 class _Table:
     "All rows that `Duplicates` has collected, sorted by hash and by who leads."
     def __init__(self, detector: Duplicates):
@@ -393,7 +414,9 @@ class _Table:
         rows, which = rows[by_order], which[by_order]
         texts = [detector._texts[i] for i in signed[which].tolist()]
         values, detector._values = np.concatenate(detector._values), []     # one copy less in memory
-        leader, score = find_leaders(texts, values[which], detector.threshold)
+        values, bands = values[which], detector.bands
+        leader, score = find_leaders(texts, values[:, :bands], detector.threshold, values[:, bands:],
+                                     detector.permutations)
         for k in np.flatnonzero(leader != np.arange(len(leader))).tolist():
             i, there = int(rows[k]), int(rows[leader[k]])
             here, other = self.names[self.split[i]], self.names[self.split[there]]

@@ -16,7 +16,7 @@ from safetune.data import InputError, text_key
 from safetune.findings import Finding, Findings, text_of
 from safetune.sample import sample_ner, sample_text
 from safetune.screening import (Balance, Duplicates, Encoding, Languages, Lengths, Lexicon, Representation, RowFile, Scanned, Shortcuts, ToxicityModel,
-                                UnknownTokens, band_values, columns_of, entity_overlap, find_leaders, jaccard_pairs, key_text, open_splits, read_table, screen,
+                                UnknownTokens, band_values, columns_of, entity_overlap, find_leaders, jaccard_pairs, key_text, may_be_near, minima_bits, open_splits, read_table, screen,
                                 signatures, standard_detectors, trigram_hashes, unpacked)
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -81,6 +81,16 @@ def test_candidates_are_those_of_datasketch():
         index.insert(i, sketch)
     for i, sketch in enumerate(sketches):
         assert set(index.query(sketch)) == set(np.flatnonzero((bands == bands[i]).any(axis=1)))
+
+
+def test_one_bit_of_each_minimum_passes_over_few_near_pairs():
+    "At the threshold at most the 0.13% of a normal tail and a little; far pairs are mostly passed over."
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 2**32, (2000, 120), dtype=np.uint32)
+    for j, low, high in ((0.7, 0.99, 1.0), (0.8, 0.9999, 1.0), (0.2, 0.0, 0.01)):
+        other = np.where(rng.random(base.shape) < j, base, rng.integers(0, 2**32, base.shape, dtype=np.uint32))
+        bits = minima_bits(np.vstack([base, other]))
+        assert low <= may_be_near(bits, np.arange(2000), np.arange(2000, 4000), 0.7, 120).mean() <= high
 
 
 def test_the_estimate_of_the_signature_is_unbiased():
@@ -306,3 +316,11 @@ def test_standard_detectors_take_a_tokenizer_and_a_lexicon(tmp_path):
     assert not any(isinstance(d, UnknownTokens) for d in standard_detectors())
     with pytest.raises(InputError, match="none.tsv"):
         standard_detectors(lexicon=tmp_path / "none.tsv")
+
+
+def test_wrong_labels_are_looked_for_on_request():
+    from safetune.labels import LabelErrors
+    data, truth = sample_ner({"train": 400, "validation": 20, "test": 20}, seed=3, faults="wrong_labels", return_truth=True)
+    found = screen(data, [Lengths()], LabelErrors(progress=False), progress="").of("label")
+    wrong = set(truth["row"])
+    assert {f.split for f in found} == {"train"} and len(wrong & {f.row for f in found}) >= len(wrong) / 2
