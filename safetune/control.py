@@ -93,7 +93,7 @@ def apply_rules(rules: Iterable,          # of Rule
         thing = new
     return thing, reasons
 
-# %% ../nbs/16_control.ipynb #0d23ff97
+# %% ../nbs/16_control.ipynb #14400245
 _UNSEEN = regex.compile(r"(?V1)[[\p{C}\p{M}\p{Default_Ignorable_Code_Point}]--\s]")    # control, format, marks
 
 @lru_cache(maxsize=1)
@@ -116,11 +116,11 @@ def fold(text: str,
 
 def texts_of(row: dict) -> list:    # of strings
     "Every text that a model may read of a row. Raises `InputError` for a row without, or with something else."
-    found = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
-    found += [" ".join(row["tokens"])] if row.get("tokens") is not None else []
-    if not found or not all(isinstance(text, str) for text in found):
+    found, words = [row[name] for name in ("text", "text_pair") if row.get(name) is not None], row.get("tokens")
+    fine = words is None or isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+    if not fine or not all(isinstance(text, str) for text in found) or (words is None and not found):
         raise InputError("the row has no text that can be read", "give it a text, or words")
-    return found
+    return found if words is None else [*found, " ".join(words)]
 
 # %% ../nbs/16_control.ipynb #ae02a277
 def _words(text: str) -> list:
@@ -498,18 +498,17 @@ class Personal(Rule):
         text, reasons = self.redact(prediction["text"])
         return {**prediction, "text": text}, reasons
 
-# %% ../nbs/16_control.ipynb #e145b6d4
+# %% ../nbs/16_control.ipynb #9e4909e3
 @lru_cache(maxsize=1)
 def _word_list() -> Callable:
-    "Score 1 for a text in which the toxicity detector of `safetune.screening` finds something, else 0."
+    "Score 1 for a text with a word of the list of `safetune.screening`, as it is written or folded; else 0."
     try:
-        from safetune.screening import Toxicity
+        from safetune.screening import Lexicon
     except ImportError:
-        raise InputError("the toxicity detector is missing", "give score=, a function from texts to scores") from None
-    detector = Toxicity()
-    def score(texts):
-        return [float(any(True for _ in detector.scan([{"text": text}], "guard"))) for text in texts]
-    return score
+        raise InputError("the list of toxic words is missing", "give score=, a function from texts to scores") from None
+    words = Lexicon()
+    def harmful(text): return any(True for _ in words.find({"text": text}, "guard", 0))
+    return lambda texts: [float(harmful(text) or harmful(fold(text))) for text in texts]
 
 class Toxic(Rule):
     "Texts with a toxicity score above a limit are refused, such entities removed."
