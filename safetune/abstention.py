@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'risk_coverage', 'aurc', 'plot_risk_coverage', 'risk_bound'
            'nonconformity', 'conformal_quantile', 'Conformal', 'plot_coverage', 'ConformalCoverage', 'entity_types_of',
            'span_probabilities', 'entity_examples', 'control_risk', 'span_score', 'EntityCandidates']
 
-# %% ../nbs/16b_abstention.ipynb #2eb434d8
+# %% ../nbs/16b_abstention.ipynb #bb15bff7
 import math
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
@@ -18,13 +18,14 @@ from scipy import stats
 
 from .attacks import rows_of
 from .calibration import label_names, score_units, usual_unit
-from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value, plot_parts,
+from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
+                             plot_parts,
                              ratio)
 from .data import InputError
 from .fairness import cluster_keys, group_values
 from .metrics import Interval, entities
 
-# %% ../nbs/16b_abstention.ipynb #de07ac07
+# %% ../nbs/16b_abstention.ipynb #6f7c740d
 def _sorted(confidence, wrong) -> tuple:
     "Confidences from the highest, with errors. Raises `CannotRun` for none, or for what is no number."
     confidence, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=float)
@@ -60,20 +61,24 @@ def plot_risk_coverage(curves: dict,            # name -> (confidence, wrong)
     for number, (name, pair) in enumerate(curves.items()):
         table = risk_coverage(*pair)
         p, n = table["risk"].to_numpy(), table["n"].to_numpy()
-        centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         use = n >= 20
-        axis.fill_between(table["coverage"][use], (centre - half)[use], (centre + half)[use], color=f"C{number}", alpha=0.15, linewidth=0)
-        axis.plot(table["coverage"][use], p[use], color=f"C{number}", label=f"{name}, AURC {aurc(*pair)[0]:.3f}")
+        axis.fill_between(table["coverage"][use], (centre - half)[use], (centre + half)[use],
+                          color=f"C{number}", alpha=0.15, linewidth=0)
+        axis.plot(table["coverage"][use], p[use], color=f"C{number}",
+                  label=f"{name}, AURC {aurc(*pair)[0]:.3f}")
     if target is not None:
         axis.axhline(target, color="grey", linestyle="--", linewidth=0.8)
-    axis.set(xlabel="coverage: share that is answered", ylabel="risk: share of answers that are wrong", xlim=(0, 1.01), ylim=(0, None))
+    axis.set(xlabel="coverage: share that is answered", ylabel="risk: share of answers that are wrong",
+             xlim=(0, 1.01), ylim=(0, None))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16b_abstention.ipynb #0a2cb3a6
+# %% ../nbs/16b_abstention.ipynb #b530e0d3
 def risk_bound(errors: int, n: int, delta: float = 0.05) -> float:
-    "Upper bound of an error rate that holds with probability 1 - delta (Clopper and Pearson 1934); 1 for no rows."
+    "Upper bound of an error rate, at level 1 - delta (Clopper and Pearson 1934); 1 for no rows."
     return 1.0 if n == 0 or errors >= n else float(stats.beta.ppf(1 - delta, errors + 1, n - errors))
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Selection:
 def sgr(confidence: Sequence, wrong: Sequence,    # of calibration rows, independent of each other
         target: float = 0.1, delta: float = 0.05,
        ) -> Selection:
-    "The threshold of the largest coverage found with guaranteed risk. Raises `InputError` for impossible numbers."
+    "The threshold of the largest coverage found with guaranteed risk. Raises `InputError` for no shares."
     if not (0 < target < 1 and 0 < delta < 1):
         raise InputError(f"target {target} and delta {delta}", "both lie between 0 and 1")
     table = risk_coverage(confidence, wrong)
@@ -112,9 +117,10 @@ def sgr(confidence: Sequence, wrong: Sequence,    # of calibration rows, indepen
     if best is None:
         return Selection(math.inf, target, delta, math.nan, math.nan, 0.0, n)
     line = table.iloc[best[0]]
-    return Selection(float(line["threshold"]), target, delta, best[1], float(line["risk"]), float(line["coverage"]), n)
+    return Selection(float(line["threshold"]), target, delta, best[1], float(line["risk"]),
+                     float(line["coverage"]), n)
 
-# %% ../nbs/16b_abstention.ipynb #44660d89
+# %% ../nbs/16b_abstention.ipynb #8b4aa6fe
 class SelectiveRisk(Check):
     "Share of wrong answers among those with a confidence of at least the threshold."
     name, question = "selective risk", "Are the answers above the threshold as reliable as promised?"
@@ -127,25 +133,29 @@ class SelectiveRisk(Check):
             check = {"gate": Gate("max", threshold.target)} | check
             threshold = threshold.threshold
         super().__init__(**check)
-        self.threshold, self.unit, self.labels, self.cluster, self.split = threshold, unit, labels, cluster, split
+        self.threshold, self.unit, self.labels = threshold, unit, labels
+        self.cluster, self.split = cluster, split
 
     def run(self, predictor, data) -> Result:
         "Measure. Raises `CannotRun` if no answer is above the threshold."
         rows = rows_of(data, self.split)
         answers, unit = predictor.predict(rows), self.unit or usual_unit(rows)
-        scored = score_units(rows, answers, unit, None if unit == "entities" else label_names(predictor, self.labels))
+        scored = score_units(rows, answers, unit,
+                             None if unit == "entities" else label_names(predictor, self.labels))
         kept = scored.confidence >= self.threshold
         if not kept.any():
-            raise CannotRun(f"none of {len(kept):,} {unit} reaches the threshold {self.threshold:g}", "lower it")
+            raise CannotRun(f"none of {len(kept):,} {unit} reaches the threshold {self.threshold:g}",
+                            "lower it")
         keys = np.array(cluster_keys(rows, self.cluster))[scored.row][kept]
         counts = np.stack([~scored.right[kept], np.ones(kept.sum())], 1)
         interval = cluster_bootstrap(counts, ratio, keys, self.resamples, self.confidence, self.seed)
         result = Result(self.name, "share of wrong answers", interval, "rows", self.gate,
                         figure=lambda: plot_risk_coverage({unit: (scored.confidence, ~scored.right)}))
-        return result.introduce(f"{kept.sum():,} of {len(kept):,} {unit} ({kept.mean():.1%}) have a confidence of at "
-                                f"least {self.threshold:.3f}; without the threshold {(~scored.right).mean():.1%} are wrong.")
+        return result.introduce(
+            f"{kept.sum():,} of {len(kept):,} {unit} ({kept.mean():.1%}) have a confidence of at least "
+            f"{self.threshold:.3f}; without the threshold {(~scored.right).mean():.1%} are wrong.")
 
-# %% ../nbs/16b_abstention.ipynb #c00b3b6a
+# %% ../nbs/16b_abstention.ipynb #b3e4008d
 SCORES = ("lac", "aps")
 
 def nonconformity(p: np.ndarray,          # (n, labels)
@@ -157,7 +167,8 @@ def nonconformity(p: np.ndarray,          # (n, labels)
     if score not in SCORES:
         raise InputError(f"unknown score {score!r}", f"choose one of {', '.join(SCORES)}")
     if p.ndim != 2 or not np.isfinite(p).all() or (p < 0).any() or (p > 1 + 1e-4).any():
-        raise InputError(f"these are no probabilities (shape {p.shape})", "give a row of probabilities an answer")
+        raise InputError(f"these are no probabilities (shape {p.shape})",
+                         "give a row of probabilities an answer")
     if score == "lac":
         return 1 - p
     order = np.argsort(-p, axis=1, kind="stable")
@@ -173,18 +184,20 @@ def conformal_quantile(scores: np.ndarray, alpha: float) -> float:    # inf wher
     return float(np.partition(scores, k - 1)[k - 1]) if 1 <= k <= len(scores) else math.inf
 
 class Conformal:
-    "Split conformal sets of labels, marginal, by group (Mondrian) or by label. Raises `InputError` for a wrong alpha."
+    "Split conformal sets of labels, marginal, by group (Mondrian) or by label. Raises `InputError`."
     def __init__(self, alpha: float = 0.1,       # share of rows whose set may miss the truth
                  score: str = "lac",             # or "aps"
                  by_label: bool = False,         # a threshold for each label: coverage for each true label
                  seed: int = 0):                 # of the random part of aps
         if not 0 < alpha < 1 or score not in SCORES:
-            raise InputError(f"alpha {alpha} and score {score!r}", f"give a share, and one of {', '.join(SCORES)}")
+            raise InputError(f"alpha {alpha} and score {score!r}",
+                             f"give a share, and one of {', '.join(SCORES)}")
         self.alpha, self.score, self.by_label, self.seed = alpha, score, by_label, seed
         self.thresholds, self.labels_in = None, 0
 
     def _scores(self, p):
-        return nonconformity(p, self.score, np.random.default_rng(self.seed).random(len(p)) if self.score == "aps" else None)
+        return nonconformity(p, self.score,
+                             np.random.default_rng(self.seed).random(len(p)) if self.score == "aps" else None)
 
     def fit(self, p: np.ndarray, gold: Sequence,    # (n, labels) and numbers of the right labels
             groups: Sequence = None,                # a name a row: a threshold for each
@@ -192,7 +205,8 @@ class Conformal:
         "Set the thresholds. Raises `CannotRun` without rows or for labels that have no probability."
         p, gold = np.asarray(p, dtype=float), np.asarray(gold)
         if not len(p) or len(p) != len(gold) or (gold < 0).any() or (gold >= p.shape[1]).any():
-            raise CannotRun("there are no calibration rows, or labels that the model does not know", "give rows with known labels")
+            raise CannotRun("there are no calibration rows, or labels that the model does not know",
+                            "give rows with known labels")
         scores = self._scores(p)[np.arange(len(gold)), gold]
         keys = [""] * len(gold) if groups is None else list(map(str, groups))
         self.grouped, self.labels_in, self.n = groups is not None, p.shape[1], len(gold)
@@ -208,23 +222,27 @@ class Conformal:
         "Which labels are in the set of each row. Raises `InputError` before `fit` or without groups."
         if self.thresholds is None or self.grouped != (groups is not None):
             raise InputError("the sets were not fitted, or not with groups" if groups is not None else
-                             "the sets were not fitted, or were fitted with groups", "fit first, give groups to both")
+                             "the sets were not fitted, or were fitted with groups",
+                             "fit first, give groups to both")
         p = np.asarray(p, dtype=float).reshape(-1, self.labels_in)
         everything = np.full(1, math.inf)
         limits = np.array([np.broadcast_to(self.thresholds.get(key, everything), self.labels_in)
-                           for key in ([""] * len(p) if groups is None else map(str, groups))]).reshape(p.shape)
+                           for key in ([""] * len(p) if groups is None
+                                       else map(str, groups))]).reshape(p.shape)
         return self._scores(p) <= limits
 
-# %% ../nbs/16b_abstention.ipynb #9e999f33
+# %% ../nbs/16b_abstention.ipynb #ce3b70cd
 def plot_coverage(trials: pd.DataFrame,    # a row for each split: method, and coverage in each of `groups`
                   groups: Sequence, alpha: float = 0.1):
     "Coverage over the splits: a box for each method and group, with the nominal level; returns the figure."
     import matplotlib.pyplot as plt
     methods = list(dict.fromkeys(trials["method"]))
-    figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups) + 0.8, 0.9 + 0.42 * len(methods)), sharey=True,
+    figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups) + 0.8, 0.9 + 0.42 * len(methods)),
+                                sharey=True,
                                 sharex=True, layout="constrained", squeeze=False)
     for axis, group in zip(axes[0], groups):
-        axis.boxplot([trials.loc[trials["method"] == method, group].dropna() for method in methods], orientation="horizontal",
+        axis.boxplot([trials.loc[trials["method"] == method, group].dropna() for method in methods],
+                     orientation="horizontal",
                      widths=0.6, medianprops={"color": "tab:blue"}, flierprops={"markersize": 3})
         axis.axvline(1 - alpha, color="black", linestyle="--", linewidth=1)
         axis.set(title=str(group).replace("$", r"\$"), xlabel="coverage")
@@ -233,13 +251,13 @@ def plot_coverage(trials: pd.DataFrame,    # a row for each split: method, and c
     axes[0][0].invert_yaxis()
     return figure
 
-# %% ../nbs/16b_abstention.ipynb #ce2da54c
+# %% ../nbs/16b_abstention.ipynb #661b28e0
 class ConformalCoverage(Check):
     "Share of rows whose set holds the truth, in all and in each group."
     name, question = "conformal coverage", "Do the sets hold the truth as often as promised, in every group?"
 
     def __init__(self, conformal: Conformal,      # fitted
-                 column: str = None,              # of the groups, as in the fit if it had groups; None: no groups
+                 column: str = None,              # of the groups; None: no groups
                  tolerance: float = 0.02,         # below the nominal level
                  labels: Sequence = None, cluster: str = "document", split: str = "test", **check):
         super().__init__(**{"gate": Gate("min", 1 - conformal.alpha - tolerance)} | check)
@@ -247,8 +265,10 @@ class ConformalCoverage(Check):
         self.cluster, self.split = cluster, split
 
     def _part(self, name, hit, keys):
-        interval = cluster_bootstrap(np.stack([hit, np.ones(len(hit))], 1), ratio, keys, self.resamples, self.confidence, self.seed)
-        return Result(name, "coverage", interval, "rows", self.gate, gate_p_value(interval, self.gate) if self.gate else None)
+        interval = cluster_bootstrap(np.stack([hit, np.ones(len(hit))], 1), ratio, keys, self.resamples,
+                                     self.confidence, self.seed)
+        return Result(name, "coverage", interval, "rows", self.gate,
+                      gate_p_value(interval, self.gate) if self.gate else None)
 
     def run(self, predictor, data) -> Result:
         "Ask and count. Raises `CannotRun` where there are no probabilities."
@@ -258,15 +278,16 @@ class ConformalCoverage(Check):
         sets = self.conformal.sets(scored.probabilities, groups if self.conformal.grouped else None)
         hit = sets[np.arange(len(sets)), scored.gold] & (scored.gold >= 0)    # an unknown label is in no set
         keys = np.array(cluster_keys(rows, self.cluster))[scored.row]
-        parts = [] if groups is None else [self._part(str(g), hit[groups == g], keys[groups == g]) for g in sorted(set(groups) - {""})]
+        parts = [] if groups is None else [self._part(str(g), hit[groups == g], keys[groups == g])
+                                           for g in sorted(set(groups) - {""})]
         whole = self._part(self.name, hit, keys)
         result = Result(self.name, "coverage", whole.interval, "rows", self.gate, whole.p_value, parts=parts)
         result.figure = lambda: plot_parts(result).figure
-        result.introduce(f"The sets hold {sets.sum(1).mean():.2f} labels on average, and {1 - self.conformal.alpha:.0%} "
-                         f"of them should hold the truth.")
+        result.introduce(f"The sets hold {sets.sum(1).mean():.2f} labels on average, and "
+                         f"{1 - self.conformal.alpha:.0%} of them should hold the truth.")
         return correct(result, "holm")
 
-# %% ../nbs/16b_abstention.ipynb #2c7e0dc9
+# %% ../nbs/16b_abstention.ipynb #d8a88c23
 def entity_types_of(labels: Sequence) -> list:
     "The types in a list of tags."
     return list(dict.fromkeys(label.split("-", 1)[1] for label in labels if label != "O"))
@@ -277,7 +298,8 @@ def span_probabilities(p: np.ndarray,        # (words, labels)
                       ) -> np.ndarray:       # (spans, types + 1), the last is none
     "Probability of each type for each span, given that it is one of them or none."
     place, types = {label: i for i, label in enumerate(labels)}, entity_types_of(labels)
-    logs, found = np.log(np.maximum(np.asarray(p, dtype=float), 1e-30)), np.zeros((len(spans), len(types) + 1))
+    logs = np.log(np.maximum(np.asarray(p, dtype=float), 1e-30))
+    found = np.zeros((len(spans), len(types) + 1))
     first = [place[f"B-{t}"] for t in types]
     inside = [place.get(f"I-{t}", place[f"B-{t}"]) for t in types]
     for n, (start, end) in enumerate(spans):
@@ -288,7 +310,7 @@ def span_probabilities(p: np.ndarray,        # (words, labels)
 
 def entity_examples(rows: Sequence[dict], answers: Sequence[dict], labels: Sequence,
                    ) -> tuple:    # probabilities (n, types + 1), truth (n,), row (n,), predicted type (n,)
-    "What conformal sets of entities are fitted on: each entity found, and its true type or none. Raises `CannotRun`."
+    "What sets of entities are fitted on: each entity found, its true type or none. Raises `CannotRun`."
     types, p, truth, where, said = entity_types_of(labels), [], [], [], []
     for i, (row, answer) in enumerate(zip(rows, answers)):
         spans = [tuple(entity["words"]) for entity in answer["entities"]]
@@ -302,7 +324,7 @@ def entity_examples(rows: Sequence[dict], answers: Sequence[dict], labels: Seque
         raise CannotRun("the model found no entity", "give more rows")
     return np.concatenate(p), np.array(truth), np.array(where), np.array(said)
 
-# %% ../nbs/16b_abstention.ipynb #5d6ab804
+# %% ../nbs/16b_abstention.ipynb #b050e6f2
 def control_risk(losses: Callable,          # threshold -> (n,) losses, which fall as the threshold falls
                  thresholds: Sequence,      # to choose from
                  alpha: float = 0.1, bound: float = 1.0,    # of the risk; largest possible loss
@@ -322,37 +344,44 @@ def span_score(logs: np.ndarray, start: int, end: int, first: int, inside: int) 
 
 class EntityCandidates:
     "Candidates for entities with a controlled share of missed ones (conformal risk control)."
-    def __init__(self, labels: Sequence, alpha: float = 0.1,    # expected share of the entities of a sentence that are missed
+    def __init__(self, labels: Sequence,
+                 alpha: float = 0.1,     # expected share of the entities of a sentence that are missed
                  longest: int = 6):                             # words of a candidate
         if not 0 < alpha < 1 or longest < 1:
             raise InputError(f"alpha {alpha} and longest {longest}", "give a share, and at least one word")
         self.labels, self.alpha, self.longest, self.threshold = list(labels), alpha, longest, None
         self.place, self.types = {label: i for i, label in enumerate(labels)}, entity_types_of(labels)
 
-    def _tags(self, kind): return self.place[f"B-{kind}"], self.place.get(f"I-{kind}", self.place[f"B-{kind}"])
+    def _tags(self, kind):
+        first = self.place[f"B-{kind}"]
+        return first, self.place.get(f"I-{kind}", first)
 
-    def gold_scores(self, rows: Sequence[dict], answers: Sequence[dict]) -> list:    # an array a sentence that has entities
+    def gold_scores(self, rows: Sequence[dict], answers: Sequence[dict],
+                   ) -> list:    # an array a sentence that has entities
         "Scores of the annotated entities; 0 for those that can be no candidates."
         found = []
         for row, answer in zip(rows, answers):
             logs = np.log(np.maximum(np.nan_to_num(np.asarray(answer["probabilities"], dtype=float)), 1e-30))
-            mine = [span_score(logs, s, e, *self._tags(t)) if t in self.types and e - s <= self.longest else 0.0
+            mine = [span_score(logs, s, e, *self._tags(t)) if t in self.types and e - s <= self.longest
+                    else 0.0
                     for t, s, e in entities(list(row["tags"]))]
             found += [np.array(mine)] if mine else []
         return found
 
     def fit_scores(self, scores: Sequence) -> "EntityCandidates":
-        "Set the threshold from what `gold_scores` gives. Raises `CannotRun` without sentences that have entities."
+        "Set the threshold from what `gold_scores` gives. Raises `CannotRun` without entities."
         if not len(scores):
             raise CannotRun("no sentence has an entity", "give annotated rows")
         values = np.concatenate(scores)
         grid = np.append(np.unique(values[values > 0]), 1.0)
-        row, sizes = np.repeat(np.arange(len(scores)), [len(s) for s in scores]), np.array([len(s) for s in scores])
+        sizes = np.array([len(s) for s in scores])
+        row = np.repeat(np.arange(len(scores)), sizes)
         def losses(t): return np.bincount(row, values < t, minlength=len(sizes)) / sizes
         low, high = 0, len(grid) - 1           # the losses are monotone: bisect
         while low < high:
             at = (low + high + 1) // 2
-            low, high = (at, high) if control_risk(losses, [grid[at]], self.alpha) == grid[at] else (low, at - 1)
+            fine = control_risk(losses, [grid[at]], self.alpha) == grid[at]
+            low, high = (at, high) if fine else (low, at - 1)
         self.threshold = control_risk(losses, [grid[low]], self.alpha)
         return self
 
@@ -361,10 +390,11 @@ class EntityCandidates:
         return self.fit_scores(self.gold_scores(rows, answers))
 
     def candidates(self, answer: dict) -> list:    # of dicts with type, words and score; the best first
-        "All candidates of a sentence. Raises `InputError` before `fit`, or where no threshold controls the risk."
+        "All candidates of a sentence. Raises `InputError` where no threshold controls the risk."
         if self.threshold is None or not math.isfinite(self.threshold):
             raise InputError("no threshold controls the risk", "fit on more rows, or allow a higher risk")
-        logs, found = np.log(np.maximum(np.nan_to_num(np.asarray(answer["probabilities"], dtype=float)), 1e-30)), []
+        p, found = np.nan_to_num(np.asarray(answer["probabilities"], dtype=float)), []
+        logs = np.log(np.maximum(p, 1e-30))
         for kind in self.types:
             first, inside = self._tags(kind)
             total = np.concatenate([[0.0], np.cumsum(logs[:, inside])])

@@ -22,7 +22,7 @@ from .data import InputError
 from .fairness import cluster_keys
 from .metrics import entities
 
-# %% ../nbs/16a_calibration.ipynb #ec5402b7
+# %% ../nbs/16a_calibration.ipynb #f6512c4d
 UNITS = ("texts", "tokens", "entities")
 TINY = 1e-30    # below it a float32 probability has no logarithm worth having
 
@@ -54,9 +54,10 @@ def score_units(rows: Sequence[dict],          # with their labels
                 unit: str,                     # one of UNITS
                 labels: Sequence = None,       # in the order of the probabilities; not for entities
                ) -> Scored:
-    "Confidence and correctness. Raises `CannotRun` without answers that have a confidence, `InputError` for a wrong unit."
+    "Confidence and correctness. Raises `CannotRun` without confidences, `InputError` for a wrong unit."
     if unit not in UNITS or (unit == "texts") == ("tags" in rows[0] if rows else False):
-        raise InputError(f"{unit!r} is no unit of these rows", "use 'texts' for labels, 'tokens' or 'entities' for tags")
+        raise InputError(f"{unit!r} is no unit of these rows",
+                         "use 'texts' for labels, 'tokens' or 'entities' for tags")
     if unit == "entities":
         found = [(i, entity) for i, answer in enumerate(predictions) for entity in answer["entities"]]
         gold = [set(entities(list(row["tags"]))) for row in rows]
@@ -66,7 +67,8 @@ def score_units(rows: Sequence[dict],          # with their labels
                       np.array([(entity["type"], *entity["words"]) in gold[i] for i, entity in found]),
                       np.array([i for i, _ in found]))
     if not rows or any(answer.get("probabilities") is None for answer in predictions):
-        raise CannotRun("there are no probabilities", "use a model, or a function that gives {label: probability}")
+        raise CannotRun("there are no probabilities",
+                        "use a model, or a function that gives {label: probability}")
     if unit == "tokens":
         p, gold, row = _of_tokens(rows, predictions, labels)
     else:
@@ -77,7 +79,7 @@ def score_units(rows: Sequence[dict],          # with their labels
     p, gold, row = p[use], gold[use], row[use]
     return Scored(p.max(-1), p.argmax(-1) == gold, row, p, gold)
 
-# %% ../nbs/16a_calibration.ipynb #4b092284
+# %% ../nbs/16a_calibration.ipynb #7a498020
 def bin_numbers(confidence: np.ndarray, bins: int = 15,
                 kind: str = "width",    # or "mass"
                ) -> np.ndarray:         # from 0; equal values share a bin
@@ -108,11 +110,12 @@ def plot_reliability(curves: dict,          # name -> (confidence, right)
                      bins: int = 10, kind: str = "mass"):
     "Accuracy against confidence, and how the confidences are spread; returns the figure."
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(2, 1, figsize=(4.6, 5.4), height_ratios=(4, 1), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(4.6, 5.4), height_ratios=(4, 1), sharex=True,
+                                layout="constrained")
     axes[0].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
     for number, (name, (confidence, right)) in enumerate(curves.items()):
         table, colour = reliability(confidence, right, bins, kind), f"C{number}"
-        axes[0].vlines(table["confidence"], table["low"], table["high"], color=colour, linewidth=1.5, alpha=0.5)
+        axes[0].vlines(table["confidence"], table["low"], table["high"], color=colour, alpha=0.5)
         axes[0].plot(table["confidence"], table["accuracy"], "o-", color=colour, markersize=4, label=name)
         axes[1].hist(confidence, bins=np.linspace(0, 1, 41), histtype="step", color=colour,
                      weights=np.full(len(confidence), 1 / len(confidence)))
@@ -123,7 +126,7 @@ def plot_reliability(curves: dict,          # name -> (confidence, right)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16a_calibration.ipynb #a566501b
+# %% ../nbs/16a_calibration.ipynb #cbd2182d
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15,
         kind: str = "width",    # or "mass"
        ) -> float:
@@ -137,10 +140,11 @@ def ece_if_calibrated(confidence: np.ndarray, bins: int = 15, kind: str = "width
     "ECE of a model with these confidences that is calibrated: its mean is the bias."
     rng, place = np.random.default_rng(seed), bin_numbers(confidence, bins, kind)
     c = np.asarray(confidence, dtype=float)
-    return np.array([np.abs(np.bincount(place, c - (rng.random(len(c)) < c))).sum() / len(c) for _ in range(draws)])
+    return np.array([np.abs(np.bincount(place, c - (rng.random(len(c)) < c))).sum() / len(c)
+                     for _ in range(draws)])
 
 def brier(scored: Scored) -> float:
-    "Mean squared error of the probabilities (Brier 1950), summed over labels; of the confidence where there are none."
+    "Mean squared error of the probabilities (Brier 1950), summed over labels; without labels of the confidence."
     if scored.probabilities is None:
         return float(np.mean((scored.confidence - scored.right) ** 2))
     known = scored.gold >= 0
@@ -149,21 +153,22 @@ def brier(scored: Scored) -> float:
     return float(((scored.probabilities - target) ** 2).sum(-1).mean())
 
 def nll(scored: Scored) -> float:
-    "Mean negative log-likelihood of the truth: of the right label, or of right and wrong where there are no labels."
+    "Mean negative log-likelihood: of the right label, or of right and wrong where there are no labels."
     if scored.probabilities is None:
         c = np.clip(scored.confidence, 1e-12, 1 - 1e-12)
         return float(-np.mean(np.where(scored.right, np.log(c), np.log1p(-c))))
     known = scored.gold >= 0    # a label that the model does not know has no probability
     return float(-np.log(np.maximum(scored.probabilities[known, scored.gold[known]], TINY)).mean())
 
-# %% ../nbs/16a_calibration.ipynb #748750e3
+# %% ../nbs/16a_calibration.ipynb #e509d0ff
 def signed_gaps(confidence: np.ndarray, right: np.ndarray, cluster: Sequence,
                 bins: int = 15, kind: str = "mass",
                 folds: int = 5, repeats: int = 4,    # divisions into folds, over which is averaged
                 seed: int = 0,
                ) -> np.ndarray:    # (n,), their mean is the cross-fitted ECE
-    "Confidence minus correctness, with the sign that the other folds give the bin; clusters stay in one fold."
-    place, gap = bin_numbers(confidence, bins, kind), np.asarray(confidence, dtype=float) - np.asarray(right, dtype=float)
+    "Confidence minus correctness, signed as the other folds say of the bin; a cluster stays in one fold."
+    place = bin_numbers(confidence, bins, kind)
+    gap = np.asarray(confidence, dtype=float) - np.asarray(right, dtype=float)
     members, rng = np.unique(np.asarray(cluster), return_inverse=True)[1], np.random.default_rng(seed)
     signs, k = np.zeros(len(gap)), place.max() + 1
     for _ in range(repeats):
@@ -172,7 +177,7 @@ def signed_gaps(confidence: np.ndarray, right: np.ndarray, cluster: Sequence,
         signs += np.sign(sums.sum(0) - sums)[fold, place]
     return signs / repeats * gap
 
-# %% ../nbs/16a_calibration.ipynb #1004ff8d
+# %% ../nbs/16a_calibration.ipynb #b25b25a5
 def usual_unit(rows: Sequence[dict]) -> str:
     "Entities where there are tags, else texts."
     return "entities" if rows and "tags" in rows[0] else "texts"
@@ -182,7 +187,7 @@ class CalibrationError(Check):
     name, question = "calibration", "Is the model as often right as its confidence says?"
     default_gate = Gate("max", 0.05)
 
-    def __init__(self, unit: str = None,        # one of UNITS; None: entities where there are tags, else texts
+    def __init__(self, unit: str = None,        # one of UNITS; None: entities where there are tags
                  bins: int = 15, kind: str = "mass",
                  labels: Sequence = None,       # in the order of the probabilities; None: the predictor's
                  cluster: str = "document",     # rows with the same value are resampled together
@@ -205,14 +210,15 @@ class CalibrationError(Check):
                                      self.confidence, self.seed, bounds=(-1, 1))
         plain = ece(scored.confidence, scored.right, self.bins, self.kind)
         chance = ece_if_calibrated(scored.confidence, self.bins, self.kind, seed=self.seed)
-        result = Result(self.name, f"calibration error of {unit}", interval, "rows" if len(set(keys)) == len(rows)
-                        else "documents", self.gate, figure=lambda: plot_reliability({unit: scored[:2]}))
+        clusters = "documents" if any(row.get(self.cluster) for row in rows) else "rows"
+        result = Result(self.name, f"calibration error of {unit}", interval, clusters, self.gate,
+                        figure=lambda: plot_reliability({unit: scored[:2]}))
         return result.introduce(
             f"{len(terms):,} {unit} have a mean confidence of {scored.confidence.mean():.3f}, and "
-            f"{scored.right.mean():.3f} of them are right. The plain ECE is {plain:.3f}, of which a calibrated model "
-            f"would show {chance.mean():.3f}.")
+            f"{scored.right.mean():.3f} of them are right. The plain ECE is {plain:.3f}, of which a "
+            f"calibrated model would show {chance.mean():.3f}.")
 
-# %% ../nbs/16a_calibration.ipynb #63aab9b2
+# %% ../nbs/16a_calibration.ipynb #67a8e615
 def _log(p) -> np.ndarray:
     "Logarithms of probabilities, none infinite."
     return np.log(np.maximum(np.asarray(p, dtype=float), TINY))
@@ -266,9 +272,9 @@ class Vector:
         def loss(theta):
             w, b = theta[:k], theta[k:]
             after = _normalised(logs * w + b)
-            error = (np.exp(after) - target) / n
-            slope = np.concatenate([(error * logs).sum(0), error.sum(0)]) + self.penalty / n * np.concatenate([w - 1, b])
-            return -after[np.arange(n), gold].mean() + self.penalty / (2 * n) * (((w - 1) ** 2).sum() + (b ** 2).sum()), slope
+            error, away = (np.exp(after) - target) / n, np.concatenate([w - 1, b])
+            slope = np.concatenate([(error * logs).sum(0), error.sum(0)]) + self.penalty / n * away
+            return -after[np.arange(n), gold].mean() + self.penalty / (2 * n) * (away ** 2).sum(), slope
         found = optimize.minimize(loss, np.r_[np.ones(k), np.zeros(k)], jac=True, method="L-BFGS-B")
         self.weights, self.offsets = found.x[:k], found.x[k:]
         return self
@@ -281,9 +287,9 @@ class Vector:
 
 SCALINGS = {"temperature": Temperature, "vector": Vector}
 
-# %% ../nbs/16a_calibration.ipynb #f4c77e7b
-def _entity_logs(predictions: Sequence[dict]) -> tuple:    # log p of words of entities, chosen label, entity of each word
-    "What the scores of all entities are made of."
+# %% ../nbs/16a_calibration.ipynb #bb5b3035
+def _entity_logs(predictions: Sequence[dict]) -> tuple:
+    "Words of all entities: log-probabilities, number of the chosen label, number of the entity."
     logs, chosen, which, number = [], [], [], 0
     for answer in predictions:
         p = answer.get("probabilities")
@@ -300,7 +306,7 @@ def _entity_logs(predictions: Sequence[dict]) -> tuple:    # log p of words of e
     return np.concatenate(logs), np.concatenate(chosen), np.array(which)
 
 def entity_temperature(rows: Sequence[dict], predictions: Sequence[dict]) -> Temperature:
-    "The temperature under which the scores of the entities are most likely. Raises `CannotRun` without entities."
+    "The most likely temperature of the entities' scores. Raises `CannotRun` without entities."
     logs, chosen, which = _entity_logs(predictions)
     right = score_units(rows, predictions, "entities").right
     def loss(t):
@@ -312,23 +318,24 @@ def entity_temperature(rows: Sequence[dict], predictions: Sequence[dict]) -> Tem
 
 def fit_scaling(predictor, rows: Sequence[dict],    # validation rows with labels
                 kind: str = "temperature",          # or "vector"
-                unit: str = None,                   # one of UNITS; None: tokens where there are tags, else texts
+                unit: str = None,                   # one of UNITS; None: tokens where there are tags
                 labels: Sequence = None):           # in the order of the probabilities; None: the predictor's
-    "A scaling fitted on validation rows. Raises `InputError` for another kind, `CannotRun` where it cannot be fitted."
+    "A scaling fitted on validation rows. Raises `InputError` for another kind, `CannotRun` without rows."
     if kind not in SCALINGS:
         raise InputError(f"unknown scaling {kind!r}", f"choose one of {', '.join(SCALINGS)}")
     rows = list(rows)
     answers, unit = predictor.predict(rows), unit or ("tokens" if rows and "tags" in rows[0] else "texts")
     if unit == "entities":
         if kind != "temperature":
-            raise InputError("vector scaling changes which entities there are", "use kind='temperature' for entities")
+            raise InputError("vector scaling changes which entities there are",
+                             "use kind='temperature' for entities")
         return entity_temperature(rows, answers)
     scored = score_units(rows, answers, unit, label_names(predictor, labels))
     return SCALINGS[kind]().fit(scored.probabilities, scored.gold)
 
-# %% ../nbs/16a_calibration.ipynb #f31472a7
+# %% ../nbs/16a_calibration.ipynb #644b0224
 def scaled_answer(row: dict, answer: dict, p: np.ndarray, labels: Sequence) -> dict:
-    "An answer with other probabilities, and what follows from them. Words without probabilities keep their tag."
+    "An answer with other probabilities and what follows from them. Words without any keep their tag."
     if "tags" not in answer:
         best = int(p.argmax())
         return {**answer, "label": labels[best], "score": float(p[best]), "probabilities": p}
@@ -339,7 +346,8 @@ def scaled_answer(row: dict, answer: dict, p: np.ndarray, labels: Sequence) -> d
     scores = p[np.arange(len(p)), best].astype(np.float32)
     if tags != before:
         return {**retag(row, answer, tags, scores), "probabilities": p}
-    found = [{**entity, "score": float(scores[slice(*entity["words"])].min())} for entity in answer["entities"]]
+    found = [{**entity, "score": float(scores[slice(*entity["words"])].min())}
+             for entity in answer["entities"]]
     return {**answer, "entities": found, "scores": scores, "probabilities": p}
 
 class Calibrated:
@@ -367,12 +375,13 @@ class Calibrated:
         items = list(items)
         answers = self.predictor.predict(items, **options)
         read = getattr(self.predictor, "_read", None)
-        rows = [item if isinstance(item, dict) or read is None else read(item, i) for i, item in enumerate(items, 1)]
+        rows = [item if isinstance(item, dict) or read is None else read(item, i)
+                for i, item in enumerate(items, 1)]
         return self.rescale(rows, answers)
 
     def __call__(self, item): return self.predict([item])[0]
 
-# %% ../nbs/16a_calibration.ipynb #0727d68b
+# %% ../nbs/16a_calibration.ipynb #1f8200aa
 def calibration_table(rows: Sequence[dict], answers: dict,    # name -> predictions
                       units: Sequence = None,                 # None: all that the rows have
                       labels: Sequence = None,                # in the order of the probabilities
@@ -384,8 +393,9 @@ def calibration_table(rows: Sequence[dict], answers: dict,    # name -> predicti
         for name, predictions in answers.items():
             scored = score_units(rows, predictions, unit, labels)
             pair = scored.confidence, scored.right
-            lines.append({"unit": unit, "model": name, "n": len(scored.right), "accuracy": scored.right.mean(),
-                          "confidence": scored.confidence.mean(), "ECE width": ece(*pair, bins),
+            lines.append({"unit": unit, "model": name, "n": len(scored.right),
+                          "accuracy": scored.right.mean(), "confidence": scored.confidence.mean(),
+                          "ECE width": ece(*pair, bins),
                           "bias width": ece_if_calibrated(pair[0], bins, seed=seed).mean(),
                           "ECE mass": ece(*pair, bins, "mass"),
                           "bias mass": ece_if_calibrated(pair[0], bins, "mass", seed=seed).mean(),

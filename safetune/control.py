@@ -59,22 +59,24 @@ class Rule:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r} on {self.on})"
 
-# %% ../nbs/16_control.ipynb #5fcadaf4
+# %% ../nbs/16_control.ipynb #afee2079
 def _closed(rule: Rule, why: str) -> list:
     "The reason of a rule that could not decide."
-    return [Reason(str(getattr(rule, "name", "rule")), "refuse", f"the rule could not decide ({why}), so it closes")]
+    return [Reason(str(getattr(rule, "name", "rule")), "refuse",
+                   f"the rule could not decide ({why}), so it closes")]
 
 def _side(rule: Rule) -> str:
     "input or output; InputError for anything else, so that no rule is passed over in silence."
     if getattr(rule, "on", None) not in ("input", "output"):
-        raise InputError(f"the rule {rule!r} acts on {getattr(rule, 'on', None)!r}", "use 'input' or 'output'")
+        raise InputError(f"the rule {rule!r} acts on {getattr(rule, 'on', None)!r}",
+                         "use 'input' or 'output'")
     return rule.on
 
 def apply_rules(rules: Iterable,          # of Rule
                 row: dict,                # what is asked
                 prediction: dict = None,  # what is answered; None: the rules on the input run
                ) -> tuple:                # (row or prediction or None where it is refused, list of Reason)
-    "Run the rules of one side in their order; the first refusal ends it. Raises nothing but `InputError` for no rule."
+    "Run the rules of one side in order; the first refusal ends it. Raises only `InputError`, for no rule."
     on, kept, reasons = "input" if prediction is None else "output", [], []
     kept = [rule for rule in rules if _side(rule) == on]
     thing = row if on == "input" else prediction
@@ -93,8 +95,8 @@ def apply_rules(rules: Iterable,          # of Rule
         thing = new
     return thing, reasons
 
-# %% ../nbs/16_control.ipynb #14400245
-_UNSEEN = regex.compile(r"(?V1)[[\p{C}\p{M}\p{Default_Ignorable_Code_Point}]--\s]")    # control, format, marks
+# %% ../nbs/16_control.ipynb #a24cdd72
+_UNSEEN = regex.compile(r"(?V1)[[\p{C}\p{M}\p{Default_Ignorable_Code_Point}]--\s]")    # controls, marks
 
 @lru_cache(maxsize=1)
 def _twins() -> tuple:    # (table for str.translate of lookalikes, pattern of characters without a picture)
@@ -115,20 +117,21 @@ def fold(text: str,
     return text
 
 def texts_of(row: dict) -> list:    # of strings
-    "Every text that a model may read of a row. Raises `InputError` for a row without, or with something else."
-    found, words = [row[name] for name in ("text", "text_pair") if row.get(name) is not None], row.get("tokens")
+    "Every text that a model may read of a row. Raises `InputError` where there is none."
+    found = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
+    words = row.get("tokens")
     fine = words is None or isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
     if not fine or not all(isinstance(text, str) for text in found) or (words is None and not found):
         raise InputError("the row has no text that can be read", "give it a text, or words")
     return found if words is None else [*found, " ".join(words)]
 
-# %% ../nbs/16_control.ipynb #ae02a277
+# %% ../nbs/16_control.ipynb #0dc6628a
 def _words(text: str) -> list:
     "Runs of letters and digits of a folded text."
     return regex.findall(r"[^\W_]+", text)
 
 class Terms:
-    "Words and phrases that are found in any disguise that `fold` undoes. Raises `InputError` for an empty list."
+    "Words and phrases, found in any disguise that `fold` undoes. Raises `InputError` for an empty list."
     def __init__(self,
                  terms: Any,              # list of words and phrases, or path of a file with one a line
                  inside: bool = False,    # True: inside of words too, as for scripts without spaces
@@ -137,8 +140,8 @@ class Terms:
             try:
                 lines = Path(terms).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"cannot be read ({type(error).__name__})", "give a text file, one term a line",
-                                 str(terms)) from None
+                raise InputError(f"cannot be read ({type(error).__name__})",
+                                 "give a text file, one term a line", str(terms)) from None
             terms = [line for line in lines if line.strip() and not line.startswith("#")]
         self.inside = inside
         keys = {fold(term).strip() if inside else tuple(_words(fold(term))): term for term in terms}
@@ -160,7 +163,7 @@ class Terms:
                 return found
         return None
 
-# %% ../nbs/16_control.ipynb #d55d3b0f
+# %% ../nbs/16_control.ipynb #2353c1d9
 def without_entities(prediction: dict,
                      drop: Iterable,    # numbers of entities
                     ) -> dict:
@@ -176,7 +179,8 @@ def without_entities(prediction: dict,
 def _entity_rule(rule: Rule, prediction: dict, wrong: Callable) -> tuple:
     "Remove the entities of which `wrong` says what is the matter."
     said = {i: why for i, entity in enumerate(prediction["entities"]) if (why := wrong(entity))}
-    reasons = [Reason(rule.name, "remove", why, *prediction["entities"][i]["words"]) for i, why in said.items()]
+    reasons = [Reason(rule.name, "remove", why, *prediction["entities"][i]["words"])
+               for i, why in said.items()]
     return (without_entities(prediction, said) if said else prediction), reasons
 
 def said(prediction: dict) -> list:    # of strings
@@ -208,7 +212,7 @@ class Deny(Rule):
         return thing, [Reason(self.name, "refuse", "a denied term")] if found else []
 
 class Allow(Rule):
-    "The only texts that may go in, or the only labels, texts or entities that may come out, letter by letter."
+    "The only texts that may go in, or the only labels, texts, entities that may come out, letter by letter."
     def __init__(self, values: Iterable, on: str = "output", name: str = "allow list"):
         self.values, self.on, self.name = {str(value) for value in values}, on, name
         _side(self)
@@ -222,9 +226,9 @@ class Allow(Rule):
         thing = row if prediction is None else prediction
         return thing, [] if set(texts) <= self.values else [Reason(self.name, "refuse", "not on the list")]
 
-# %% ../nbs/16_control.ipynb #b4b06d94
+# %% ../nbs/16_control.ipynb #3a4d7565
 class Pattern(Rule):
-    "A regular expression that a text may not contain, or must match as a whole. Raises `InputError` if it is none."
+    "A regular expression that a text may not contain, or must match as a whole. Raises `InputError`."
     def __init__(self, pattern: str,
                  on: str = "input",           # or "output"
                  must: bool = False,          # True: the whole text must match
@@ -232,9 +236,11 @@ class Pattern(Rule):
                  longest: int = 1_000_000,    # characters; a longer text closes
                  name: str = None):
         try:
-            self.pattern = regex.compile(getattr(pattern, "pattern", pattern), getattr(pattern, "flags", 0) & 0xff)
+            self.pattern = regex.compile(getattr(pattern, "pattern", pattern),
+                                         getattr(pattern, "flags", 0) & 0xff)
         except (regex.error, TypeError, ValueError) as error:
-            raise InputError(f"the pattern is no regular expression ({str(error)[:100]})", "mend it") from None
+            raise InputError(f"the pattern is no regular expression ({str(error)[:100]})",
+                             "mend it") from None
         self.on, self.must, self.seconds, self.longest = on, must, seconds, longest
         self.name = name or f"pattern {self.pattern.pattern[:40]}"
         _side(self)
@@ -318,11 +324,12 @@ class MaxLength(Rule):
                       if (why := self.wrong(text))), "")
         return thing, [Reason(self.name, "refuse", wrong)] if wrong else []
 
-# %% ../nbs/16_control.ipynb #2956e655
+# %% ../nbs/16_control.ipynb #41f99f1f
 def transitions(labels: Sequence) -> tuple:    # bool: (L, L) may b follow a, (L,) may start, (L,) may end
     "Which tags may follow each other. Raises `InputError` for a label that is no tag."
     parts = [("O", "") if label == "O" else tuple(str(label).split("-", 1)) for label in labels]
-    if any(len(part) != 2 or part[0] not in "OBIELSU" or len(part[0]) != 1 for part in parts) or "O" not in labels:
+    tags = all(len(part) == 2 and len(part[0]) == 1 and part[0] in "OBIELSU" for part in parts)
+    if not tags or "O" not in labels:
         raise InputError(f"these labels are no tags: {', '.join(map(str, labels))[:100]}",
                          "give O and tags such as B-PER, I-PER")
     closes = any(prefix in "ELSU" for prefix, _ in parts)    # the scheme marks the ends of entities
@@ -354,7 +361,7 @@ def viterbi(scores: np.ndarray,    # log-probabilities, shape (words, labels)
         path[t - 1] = back[t, path[t]]
     return path
 
-# %% ../nbs/16_control.ipynb #1cad733f
+# %% ../nbs/16_control.ipynb #0c793bf4
 def retag(row: dict,            # has the words
           prediction: dict,     # as the predictor gave it
           tags: Sequence,       # new ones, valid
@@ -369,7 +376,7 @@ def retag(row: dict,            # has the words
     return {**prediction, "tags": list(tags), "entities": found, **more}
 
 class ValidTags(Rule):
-    "The most probable valid tags, of the allowed types. Without probabilities an entity that starts inside gets a B-."
+    "The most probable valid tags of allowed types. Without probabilities a stray I- becomes B-."
     name = "valid tags"
 
     def __init__(self, labels: Sequence,         # of the model, in its order
@@ -416,7 +423,7 @@ class ValidTags(Rule):
         reasons = [Reason(self.name, "replace", f"{before[i]} became {tags[i]}", i, i + 1) for i in changed]
         return retag(row, prediction, tags, scores), reasons
 
-# %% ../nbs/16_control.ipynb #429f7e7e
+# %% ../nbs/16_control.ipynb #a6ba57d6
 @lru_cache(maxsize=1)
 def _find_personal() -> Callable:
     "The recognisers; loaded when they are first needed."
@@ -435,7 +442,7 @@ class Personal(Rule):
     "Personal data is replaced by its kind, or the whole text refused."
     def __init__(self, on: str = "input",          # or "output"
                  action: str = "replace",          # or "refuse"
-                 find: Callable = None,            # text -> matches with start, end, kind; None: safetune.personal
+                 find: Callable = None,            # text -> matches (start, end, kind); None: safetune's
                  name: str = "personal data"):
         if action not in ("replace", "refuse"):
             raise InputError(f"unknown action {action!r}", "choose 'replace' or 'refuse'")
@@ -483,7 +490,8 @@ class Personal(Rule):
             inside = [i for i, (start, end) in enumerate(places) if start < match.end and end > match.start]
             for i in inside if self.action == "replace" else ():
                 new[i] = _mask(match.kind)
-            moved.append(Reason(self.name, self.action, _mask(match.kind)[1:-1].lower(), inside[0], inside[-1] + 1))
+            moved.append(Reason(self.name, self.action, _mask(match.kind)[1:-1].lower(), inside[0],
+                                inside[-1] + 1))
         return new, moved
 
     def apply(self, row, prediction):
@@ -498,26 +506,28 @@ class Personal(Rule):
         text, reasons = self.redact(prediction["text"])
         return {**prediction, "text": text}, reasons
 
-# %% ../nbs/16_control.ipynb #9e4909e3
+# %% ../nbs/16_control.ipynb #410b8f3f
 @lru_cache(maxsize=1)
 def _word_list() -> Callable:
     "Score 1 for a text with a word of the list of `safetune.screening`, as it is written or folded; else 0."
     try:
         from safetune.screening import Lexicon
     except ImportError:
-        raise InputError("the list of toxic words is missing", "give score=, a function from texts to scores") from None
+        raise InputError("the list of toxic words is missing",
+                         "give score=, a function from texts to scores") from None
     words = Lexicon()
     def harmful(text): return any(True for _ in words.find({"text": text}, "guard", 0))
     return lambda texts: [float(harmful(text) or harmful(fold(text))) for text in texts]
 
 class Toxic(Rule):
     "Texts with a toxicity score above a limit are refused, such entities removed."
-    def __init__(self, score: Callable = None,    # texts -> scores from 0 to 1; None: the list of safetune.screening
+    def __init__(self, score: Callable = None,    # texts -> scores from 0 to 1; None: safetune's list
                  limit: float = 0.5,
                  on: str = "input",               # or "output"
                  calls_model: bool = False,       # True: the score comes from a model
                  name: str = "toxicity"):
-        self.score, self.limit, self.on, self.calls_model, self.name = score or _word_list(), limit, on, calls_model, name
+        self.score, self.limit, self.on = score or _word_list(), limit, on
+        self.calls_model, self.name = calls_model, name
         _side(self)
 
     def wrong(self, texts: list) -> list:    # of bool

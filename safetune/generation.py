@@ -23,7 +23,7 @@ from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, ratio
 from .control import Reason, Rule, fold
 from .data import InputError, well_formed
 
-# %% ../nbs/16d_generation.ipynb #465e7c96
+# %% ../nbs/16d_generation.ipynb #9b5582f7
 class Constraint(LogitsProcessor):
     "Sets the scores of forbidden next tokens to minus infinity. Subclasses write `forbidden`."
     prompt_length = 0    # tokens, padding included; the same for all rows of a batch
@@ -42,7 +42,8 @@ class Constraint(LogitsProcessor):
         rows = input_ids[:, self.prompt_length:].tolist()
         mask = torch.from_numpy(np.stack([self.forbidden(tuple(row)) for row in rows])).to(scores.device)
         if mask.shape[1] < scores.shape[1]:    # places of the model's matrix without a token
-            rest = torch.ones(len(mask), scores.shape[1] - mask.shape[1], dtype=torch.bool, device=mask.device)
+            rest = torch.ones(len(mask), scores.shape[1] - mask.shape[1], dtype=torch.bool,
+                              device=mask.device)
             mask = torch.cat([mask, rest], 1)
         return scores.masked_fill(mask, -float("inf"))
 
@@ -64,20 +65,25 @@ class Generator:
         "Texts for a batch of prompts. A prompt that is too long keeps its end."
         room = getattr(self.model.config, "max_position_embeddings", None)
         room = None if room is None else max(1, room - self.max_new_tokens)
-        ids = [self.tokenizer(prompt)["input_ids"][-room if room else None:] or [self.tokenizer.eos_token_id] for prompt in prompts]
+        ids = [self.tokenizer(prompt)["input_ids"][-room if room else None:] or [self.tokenizer.eos_token_id]
+               for prompt in prompts]
         width = max(map(len, ids))
         batch = torch.tensor([[self.tokenizer.pad_token_id] * (width - len(one)) + one for one in ids])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
         processors = LogitsProcessorList([constraint.start(width) for constraint in self.constraints])
-        out = self.model.generate(input_ids=batch.to(self.model.device), attention_mask=mask.to(self.model.device),
-                                  logits_processor=processors, max_new_tokens=self.max_new_tokens, **self.options)
-        return self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        out = self.model.generate(input_ids=batch.to(self.model.device),
+                                  attention_mask=mask.to(self.model.device),
+                                  logits_processor=processors, max_new_tokens=self.max_new_tokens,
+                                  **self.options)
+        return self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True,
+                                           clean_up_tokenization_spaces=False)
 
     def predict(self, items, **_) -> list:    # of {"text", "label"}
         "What the model writes for each row or text."
         rows = [{"text": item} if isinstance(item, str) else item for item in items]
         prompts = [well_formed(self.prompt(row)) for row in rows]
-        texts = [text for i in range(0, len(prompts), self.batch_rows) for text in self._write(prompts[i:i + self.batch_rows])]
+        texts = [text for i in range(0, len(prompts), self.batch_rows)
+                 for text in self._write(prompts[i:i + self.batch_rows])]
         return [{"text": text, "label": text} for text in texts]
 
     def __call__(self, item): return self.predict([item])[0]
@@ -102,10 +108,11 @@ class Choices(Constraint):
         mask[sorted(self.tree.get(written, {self.end}))] = False
         return mask
 
-# %% ../nbs/16d_generation.ipynb #7d421d84
+# %% ../nbs/16d_generation.ipynb #aa0a76aa
 def token_texts(tokenizer) -> list:    # of str, one a token of the vocabulary; "" for special ones
     "What each token adds to a text."
-    tokens, special = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), set(tokenizer.all_special_ids)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = set(tokenizer.all_special_ids)
     pieces = any(token.startswith("##") for token in tokens)    # WordPiece: what is no piece starts a word
     def text(i, token):
         if i in special:
@@ -143,19 +150,21 @@ class DenyText(Constraint):
 
     def forbidden(self, written):
         "Tokens that would finish a term."
-        tail = regex.sub(r" +", " ", "".join(self.texts[i] for i in written if i < len(self.texts)))[-self.longest - 1:]
+        tail = regex.sub(r" +", " ",
+                         "".join(self.texts[i] for i in written if i < len(self.texts)))[-self.longest - 1:]
         mask = self.always.copy()
         for term in self.terms:
             for i in range(len(term)):
                 before = tail[:len(tail) - i]
                 starts = self.inside or not before or not before[-1].isalnum()
-                if starts and (i == 0 or tail.endswith(term[:i]) or (term[:i].endswith(" ") and tail.endswith(term[:i - 1]))):
+                if starts and (i == 0 or tail.endswith(term[:i])
+                               or (term[:i].endswith(" ") and tail.endswith(term[:i - 1]))):
                     mask |= self.finish[term, i][tail.endswith(" ")]
         return mask
 
-# %% ../nbs/16d_generation.ipynb #5cd1ec62
+# %% ../nbs/16d_generation.ipynb #a031e2d5
 class OnlyCharacters(Constraint):
-    "What is written consists of characters of a class, such as `[0-9.,]`. Raises `InputError` if no token is left."
+    "What is written consists of characters of a class, such as `[0-9.,]`. Raises `InputError`."
     def __init__(self, tokenizer, characters: str):    # a character class of a regular expression
         try:
             fits = regex.compile(f"(?:{characters})+")
@@ -170,7 +179,7 @@ class OnlyCharacters(Constraint):
         "The same tokens at every step."
         return self.mask
 
-# %% ../nbs/16d_generation.ipynb #68f66265
+# %% ../nbs/16d_generation.ipynb #eb7f801e
 @lru_cache
 def refusal_phrases(path: str = None) -> tuple:    # of folded strings
     "Openings of refusals, from a file (language, tab, phrase). Raises `InputError` if it cannot be read."
@@ -179,13 +188,14 @@ def refusal_phrases(path: str = None) -> tuple:    # of folded strings
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({type(error).__name__})", "check the path", str(path)) from None
-    return tuple(fold(line.split("\t")[-1].strip()) for line in lines if line.strip() and not line.startswith("#"))
+    return tuple(fold(line.split("\t")[-1].strip()) for line in lines if line.strip()
+                 and not line.startswith("#"))
 
 def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #f1c7d7a1
+# %% ../nbs/16d_generation.ipynb #4527ba5d
 _SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
 _NO_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
@@ -202,7 +212,8 @@ class Sentence:
 
 def sentences(text: str) -> list:    # of (start, end)
     "Where the sentences of a text stand; a point inside of a number ends none."
-    found = [(m.start() + len(m[0]) - len(m[0].lstrip()), m.start() + len(m[0].rstrip())) for m in _SENTENCE.finditer(text)]
+    found = [(m.start() + len(m[0]) - len(m[0].lstrip()), m.start() + len(m[0].rstrip()))
+             for m in _SENTENCE.finditer(text)]
     return [(start, end) for start, end in found if regex.search(r"\w", text[start:end])]
 
 def _numbers(text): return {number.replace(",", "") for number in _NUMBER.findall(text)}
@@ -222,7 +233,7 @@ def _content(text):
             found.add(word[:6])
     return found
 
-# %% ../nbs/16d_generation.ipynb #046ad7b7
+# %% ../nbs/16d_generation.ipynb #05bc313c
 def passages(sources: Sequence, window: int = 3) -> list:    # of str
     "Every run of up to `window` neighbouring sentences. Raises `InputError` where there is no source."
     if isinstance(sources, str):
@@ -232,7 +243,8 @@ def passages(sources: Sequence, window: int = 3) -> list:    # of str
     found = []
     for source in sources:
         places = sentences(source)
-        found += [source[places[i][0]:places[min(i + window, len(places)) - 1][1]] for i in range(len(places))]
+        found += [source[places[i][0]:places[min(i + window, len(places)) - 1][1]]
+                  for i in range(len(places))]
     return found
 
 def support(answer: str, sources: Sequence,
@@ -241,7 +253,8 @@ def support(answer: str, sources: Sequence,
             entails: Callable = None,    # (premise, hypothesis) -> probability
            ) -> list:                    # of Sentence
     "What the sources say of each sentence of an answer. Raises `InputError` without sources."
-    known = [(text, _content(text), _numbers(text), {fold(w) for w in _WORD.findall(text)}) for text in passages(sources, window)]
+    known = [(text, _content(text), _numbers(text), {fold(w) for w in _WORD.findall(text)})
+             for text in passages(sources, window)]
     found = []
     for start, end in sentences(answer):
         text = answer[start:end]
@@ -271,15 +284,17 @@ class Grounded(Rule):
         "Refuse or shorten. A row without sources closes."
         checked = support(prediction["text"], row["sources"], self.least, entails=self.entails)
         bad = [one for one in checked if not one.supported]
-        reasons = [Reason(self.name, self.action, "a sentence without support in the sources", one.start, one.end) for one in bad]
+        reasons = [Reason(self.name, self.action, "a sentence without support in the sources", one.start,
+                          one.end) for one in bad]
         if not bad or self.action == "refuse":
             return prediction, reasons
         if len(bad) == len(checked):
-            return prediction, [*reasons, Reason(self.name, "refuse", "no sentence has support in the sources")]
+            return prediction, [*reasons,
+                                Reason(self.name, "refuse", "no sentence has support in the sources")]
         text = " ".join(one.text for one in checked if one.supported)
         return {**prediction, "text": text, **({"label": text} if "label" in prediction else {})}, reasons
 
-# %% ../nbs/16d_generation.ipynb #a4d21ec0
+# %% ../nbs/16d_generation.ipynb #247db5de
 class GroundedAnswers(Check):
     "Share of the sentences of answers that their sources do not support."
     name, question = "support by sources", "Does the model say what its sources do not?"
@@ -296,10 +311,12 @@ class GroundedAnswers(Check):
             raise CannotRun("no row has sources", "give rows a column `sources` with a list of texts")
         checked = [support(answer["text"], row["sources"], self.least, entails=self.entails)
                    for row, answer in zip(rows, predictor.predict(rows))]
-        counts = np.array([[sum(not one.supported for one in each), len(each)] for each in checked], dtype=float)
+        counts = np.array([[sum(not one.supported for one in each), len(each)] for each in checked],
+                          dtype=float)
         if not counts[:, 1].any():
             raise CannotRun("the model wrote no sentence", "ask it something else")
         interval = cluster_bootstrap(counts, ratio, None, self.resamples, self.confidence, self.seed)
         bad = [{"row": i, "sentence": one.text, "missing": list(one.missing)}
                for i, each in enumerate(checked) for one in each if not one.supported]
-        return Result(self.name, "share of sentences without support", interval, "answers", self.gate, rows=bad)
+        return Result(self.name, "share of sentences without support", interval, "answers", self.gate,
+                      rows=bad)

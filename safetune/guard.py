@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STATUSES', 'OUTCOME_COLOURS', 'Decision', 'GuardedPredictor', 'detection_limit', 'plot_outcomes']
 
-# %% ../nbs/16e_guard.ipynb #69b5b23e
+# %% ../nbs/16e_guard.ipynb #b530f248
 import math
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from .detection import threshold as detection_threshold
 from .predict import check_item
 from .tradeoff import Choice, Policy
 
-# %% ../nbs/16e_guard.ipynb #e963a812
+# %% ../nbs/16e_guard.ipynb #a8450c27
 STATUSES = ("answered", "changed", "abstained", "refused")
 
 @dataclass
@@ -37,7 +38,8 @@ class Decision:
     @property
     def why(self) -> str:
         "All reasons in one line."
-        return "; ".join(f"{reason.rule}: {reason.message} ({reason.action})" for reason in self.reasons) or "no objection"
+        return "; ".join(f"{reason.rule}: {reason.message} ({reason.action})"
+                         for reason in self.reasons) or "no objection"
 
     def to_dict(self) -> dict:
         "Status, reasons and the label, text or entities of the answer, as plain values."
@@ -49,7 +51,9 @@ class Decision:
 
 class _Case:
     "A row on its way through the guard."
-    def __init__(self, item): self.item, self.row, self.prediction, self.reasons, self.open = item, None, None, [], True
+    def __init__(self, item):
+        self.item, self.row, self.prediction = item, None, None
+        self.reasons, self.open = [], True
 
     def refuse(self, rule: str, message: str):
         self.reasons.append(Reason(rule, "refuse", message))
@@ -60,9 +64,9 @@ class _Case:
         self.open = thing is not None
         return thing
 
-# %% ../nbs/16e_guard.ipynb #67d8ab91
+# %% ../nbs/16e_guard.ipynb #08ab2a7d
 class GuardedPredictor:
-    "A predictor behind rules, detection, calibration and abstention. Raises `InputError` for parts that do not fit."
+    "A predictor behind rules, detection, calibration and abstention. Raises `InputError`."
     def __init__(self, predictor,             # with `predict`
                  rules: Iterable = (),        # of Rule, on inputs and outputs
                  detector=None,               # fitted, with `score(rows)`
@@ -120,14 +124,15 @@ class GuardedPredictor:
 
     @property
     def overhead(self) -> float:
-        "Time of everything but models, as a share of the time of the predictor's model; nan before it was asked."
-        rest = sum(time for name, time in self.seconds.items() if name not in ("model", "rules that call a model"))
+        "Time of everything but models, as a share of the predictor's time; nan before it was asked."
+        models = self.seconds["model"] + self.seconds["rules that call a model"]
+        rest = sum(self.seconds.values()) - models
         return rest / self.seconds["model"] if self.seconds["model"] else math.nan
 
     def __repr__(self) -> str:
         return f"GuardedPredictor({len(self.rules)} rules, {sum(self.counts.values()):,} decisions)"
 
-# %% ../nbs/16e_guard.ipynb #d137a606
+# %% ../nbs/16e_guard.ipynb #e78f08a2
 def _policy(abstain) -> Policy | None:
     "A policy from whatever gives a threshold."
     if abstain is None or isinstance(abstain, Policy):
@@ -135,7 +140,8 @@ def _policy(abstain) -> Policy | None:
     if isinstance(abstain, Choice):
         return abstain.policy
     threshold = abstain.threshold if isinstance(abstain, Selection) else abstain
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or math.isnan(threshold):
+    number = isinstance(threshold, (int, float, np.number)) and not isinstance(threshold, bool)
+    if not number or math.isnan(threshold):
         raise InputError(f"{abstain!r} is no threshold", "give a number, a Selection, a Policy or a Choice")
     return Policy({"": float(threshold)})
 
@@ -165,31 +171,40 @@ def _decision(case: _Case) -> Decision:
         if not abstained and "refuse" not in actions:
             case.refuse("guard", "there is no answer")
         return Decision("abstained" if abstained else "refused", None, case.reasons, case.row)
-    return Decision("changed" if actions & {"remove", "replace"} else "answered", case.prediction, case.reasons, case.row)
+    return Decision("changed" if actions & {"remove", "replace"} else "answered", case.prediction,
+                    case.reasons, case.row)
 
 def _as_prediction(item, decision: Decision, guard: GuardedPredictor) -> dict:
     "A decision in the form of a prediction."
     if decision.prediction is not None:
         return {**decision.prediction, "status": decision.status, "reasons": decision.reasons}
     empty = {"status": decision.status, "reasons": decision.reasons}
-    if getattr(guard.task, "name", "") == "token-classification" or (isinstance(item, dict) and "tokens" in item):
+    tags = getattr(guard.task, "name", "") == "token-classification"
+    if tags or (isinstance(item, dict) and "tokens" in item):
         tokens = (item.get("tokens") if isinstance(item, dict) else item) or []
         if isinstance(item, dict) and "tokens" not in item or isinstance(item, str):
             text = item if isinstance(item, str) else item.get("text", "")
             tokens = split_words(text)[0] if isinstance(text, str) else []
         n = len(tokens) if isinstance(tokens, (list, tuple)) else 0
-        return {"tokens": [""] * n, "tags": ["O"] * n, "entities": [], **empty}    # what was refused is not repeated
+        # what was refused is not repeated
+        return {"tokens": [""] * n, "tags": ["O"] * n, "entities": [], **empty}
     return {"label": guard.refusal, "text": guard.refusal, "score": 0.0, **empty}
 
-# %% ../nbs/16e_guard.ipynb #45f82e96
+# %% ../nbs/16e_guard.ipynb #060e87a2
+_MASK = re.compile(r"\[[A-Z][A-Z_]*\]")    # as `safetune.control.Personal` writes
+
 def _read_stage(self, cases):
     "Rows from items."
     for case in cases:
         check_item(case.item, 1)
         item = well_formed(case.item)
-        case.row = self.task.read(item) if self.task is not None and hasattr(self.task, "read") else (
-            {"text": item} if isinstance(item, str) else {"tokens": list(item)} if isinstance(item, (list, tuple)) else dict(item))
-        if not all(isinstance(text, str) for text in (case.row.get("text", ""), *(case.row.get("tokens") or ()))):
+        if hasattr(self.task, "read"):
+            case.row = self.task.read(item)
+        else:
+            kinds = {str: "text", list: "tokens"}
+            case.row = dict(item) if isinstance(item, dict) else {kinds[type(item)]: item}
+        if not all(isinstance(text, str)
+                   for text in (case.row.get("text", ""), *(case.row.get("tokens") or ()))):
             raise InputError("a text is no string", "give strings")
 
 def _run_rules(self, case, on):
@@ -214,16 +229,25 @@ def _output_stage(self, cases):
     for case in cases:
         self._run_rules(case, "output")
 
+def _without_masks(case) -> dict:
+    "A row for the detector, without what stands in place of personal data: that is no sign of tampering."
+    if not any(reason.action == "replace" for reason in case.reasons):
+        return case.row
+    row = {name: _MASK.sub("", text) if isinstance(text, str) else text for name, text in case.row.items()}
+    return row | ({"tokens": [word for word in row["tokens"] if not _MASK.fullmatch(word)]}
+                  if row.get("tokens") is not None else {})
+
 def _detect_stage(self, cases):
     "Refuse what looks tampered with. A score that is no number refuses too."
     if self.detector is None:
         return
-    scores = np.asarray(self.detector.score([case.row for case in cases]), dtype=float)
+    scores = np.asarray(self.detector.score([_without_masks(case) for case in cases]), dtype=float)
     if scores.shape != (len(cases),):
         raise InputError("the detector gives not one score a row", "mend the detector")
     for case, score in zip(cases, scores):
         if not score <= self.limit:
-            case.refuse("detection", f"the text looks tampered with ({getattr(self.detector, 'name', 'detector')} "
+            case.refuse("detection",
+                        f"the text looks tampered with ({getattr(self.detector, 'name', 'detector')} "
                                      f"{score:.2f}, limit {self.limit:.2f})")
 
 def _model_stage(self, cases):
@@ -239,10 +263,11 @@ def _scale_stage(self, cases):
         for case, answer in zip(cases, scaled):
             case.prediction = answer
 
-for _stage in (_read_stage, _run_rules, _input_stage, _output_stage, _detect_stage, _model_stage, _scale_stage):
+for _stage in (_read_stage, _run_rules, _input_stage, _output_stage, _detect_stage, _model_stage,
+               _scale_stage):
     setattr(GuardedPredictor, _stage.__name__, _stage)
 
-# %% ../nbs/16e_guard.ipynb #095f7da6
+# %% ../nbs/16e_guard.ipynb #6a706904
 def _known(score) -> float:
     "A confidence; -inf for what is none, so that nothing lets it pass."
     number = isinstance(score, (int, float, np.number)) and not isinstance(score, bool)
@@ -256,13 +281,18 @@ def _abstain_stage(self, cases):
         group = None if self.column is None else str(case.row.get(self.column, ""))
         if "entities" in case.prediction:
             found = case.prediction["entities"]
-            keeps = self.policy.keeps([_known(e.get("score")) for e in found], None if group is None else [group] * len(found))
+            keeps = self.policy.keeps([_known(e.get("score")) for e in found],
+                                      None if group is None else [group] * len(found))
             drop = [i for i, keep in enumerate(keeps) if not keep]
-            case.reasons += [Reason("abstention", "remove", f"confidence {_known(found[i].get('score')):.2f} is below the threshold",
+            case.reasons += [Reason("abstention", "remove",
+                                    f"confidence {_known(found[i].get('score')):.2f} is below the threshold",
                                     *found[i]["words"]) for i in drop]
             case.prediction = without_entities(case.prediction, drop) if drop else case.prediction
-        elif not self.policy.keeps([_known(case.prediction.get("score"))], None if group is None else [group])[0]:
-            case.reasons.append(Reason("abstention", "note", f"confidence {_known(case.prediction.get('score')):.2f} is below the threshold"))
+        elif not self.policy.keeps([_known(case.prediction.get("score"))],
+                                   None if group is None else [group])[0]:
+            case.reasons.append(Reason("abstention", "note",
+                                       f"confidence {_known(case.prediction.get('score')):.2f} "
+                                       "is below the threshold"))
             case.prediction, case.open = None, False
 
 def _set_stage(self, cases):
@@ -277,10 +307,12 @@ def _set_stage(self, cases):
             case.prediction = {**answer, "set": [self.labels[i] for i in np.flatnonzero(inside)]}
         elif answer["entities"]:
             names = [*entity_types_of(self.labels), "none"]
-            p = span_probabilities(answer["probabilities"], [entity["words"] for entity in answer["entities"]], self.labels)
+            p = span_probabilities(answer["probabilities"],
+                                   [entity["words"] for entity in answer["entities"]], self.labels)
             groups = [entity["type"] for entity in answer["entities"]] if self.conformal.grouped else None
             sets = self.conformal.sets(p, groups)
-            case.prediction = {**answer, "entities": [{**entity, "set": [names[i] for i in np.flatnonzero(one)]}
+            case.prediction = {**answer,
+                               "entities": [{**entity, "set": [names[i] for i in np.flatnonzero(one)]}
                                                       for entity, one in zip(answer["entities"], sets)]}
 
 GuardedPredictor._abstain_stage, GuardedPredictor._set_stage = _abstain_stage, _set_stage
@@ -290,7 +322,7 @@ def detection_limit(detector, rows: Sequence[dict],    # clean rows that did not
     "The score that at most this share of clean rows exceeds. Raises `InputError` for too few rows."
     return detection_threshold(detector.score(list(rows)), rate)
 
-# %% ../nbs/16e_guard.ipynb #e5025549
+# %% ../nbs/16e_guard.ipynb #ee7bf2c4
 OUTCOME_COLOURS = {"right": "#2a7f4f", "wrong": "#c0392b", "abstained": "#b9a16a", "refused": "#5d6d7e",
                    "answered": "#2a7f4f", "changed": "#3b78b0"}
 
@@ -304,7 +336,8 @@ def plot_outcomes(table: pd.DataFrame):    # a row for each case, a column for e
         axis.barh(names, share[column], left=left, color=OUTCOME_COLOURS.get(column), label=column)
         for y, (start, width) in enumerate(zip(left, share[column])):
             if width > 0.04:
-                axis.text(start + width / 2, y, f"{width:.0%}", ha="center", va="center", color="white", fontsize=8)
+                axis.text(start + width / 2, y, f"{width:.0%}", ha="center", va="center", color="white",
+                          fontsize=8)
         left = left + share[column].to_numpy()
     axis.set(xlim=(0, 1), xlabel="share of rows")
     axis.invert_yaxis()

@@ -18,7 +18,7 @@ from scipy import stats
 from .checks import CannotRun
 from .data import InputError
 
-# %% ../nbs/16c_tradeoff.ipynb #6ebd3461
+# %% ../nbs/16c_tradeoff.ipynb #9823add4
 @dataclass(frozen=True)
 class Limits:
     "What a policy must keep. Raises `InputError` for numbers that are no shares."
@@ -28,7 +28,8 @@ class Limits:
     gap_of: str = "coverage"      # or "risk"
 
     def __post_init__(self):
-        if self.gap_of not in ("coverage", "risk") or not all(0 <= x <= 1 for x in (self.risk, self.coverage, self.gap)):
+        shares = all(0 <= share <= 1 for share in (self.risk, self.coverage, self.gap))
+        if self.gap_of not in ("coverage", "risk") or not shares:
             raise InputError(f"limits {self}", "give shares from 0 to 1, and gap_of='coverage' or 'risk'")
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Policy:
 def group_counts(confidence, wrong, groups, thresholds: dict,    # group -> array of thresholds
                 ) -> dict:    # group -> (levels, 3): rows, given, wrong among the given
     "What each threshold does in its group."
-    confidence, wrong, groups, counts = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=bool), np.asarray(groups), {}
+    confidence, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=bool)
+    groups, counts = np.asarray(groups), {}
     for g, levels in thresholds.items():
         c, w = confidence[groups == g], wrong[groups == g]
         given = c[None] >= np.asarray(levels)[:, None]
@@ -56,8 +58,9 @@ def _inputs(confidence, wrong, groups) -> tuple:
     "Arrays. Raises `CannotRun` for none, or for what is no number."
     confidence, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=bool)
     groups = np.array([""] * len(confidence) if groups is None else list(map(str, groups)), dtype=object)
-    if not len(confidence) or not len(confidence) == len(wrong) == len(groups) or not np.isfinite(confidence).all():
-        raise CannotRun(f"{len(confidence)} confidences, {len(wrong)} answers, {len(groups)} groups, or no numbers",
+    fits = len(confidence) == len(wrong) == len(groups) and np.isfinite(confidence).all()
+    if not len(confidence) or not fits:
+        raise CannotRun(f"{len(confidence)} confidences, {len(wrong)} answers, {len(groups)} groups",
                         "give the same number of each")
     return confidence, wrong, groups
 
@@ -84,7 +87,7 @@ def _measures(picked: np.ndarray,    # (policies, groups, 3)
         gap = np.nan_to_num(np.nanmax(each, 1) - np.nanmin(each, 1)) if len(each) else np.zeros(0)
     return pd.DataFrame({"coverage": given.sum(1) / rows.sum(1), "risk": risk, "gap": gap})
 
-# %% ../nbs/16c_tradeoff.ipynb #1f03ed49
+# %% ../nbs/16c_tradeoff.ipynb #0f9262bb
 def is_front(table: pd.DataFrame) -> np.ndarray:    # bool, one a policy
     "Which policies no other beats, with coverage high and risk and gap low."
     costs = np.round(np.stack([-table["coverage"], table["risk"], table["gap"]], 1), 12)
@@ -132,7 +135,8 @@ def plot_front(front: Front, limits: Limits = None, chosen: tuple = None):
     table, best = front.table, front.table[front.table["front"]].sort_values("gap", ascending=False)
     axis.scatter(table["coverage"], table["risk"], s=3, color="#d5d8dc", linewidth=0, rasterized=True)
     marks = axis.scatter(best["coverage"], best["risk"], s=14, c=best["gap"], cmap="viridis_r", label="front")
-    axis.plot(front.common["coverage"], front.common["risk"], color="tab:red", linewidth=1.2, label="one threshold for all")
+    axis.plot(front.common["coverage"], front.common["risk"], color="tab:red", linewidth=1.2,
+              label="one threshold for all")
     if limits is not None:
         axis.axhline(limits.risk, color="black", linestyle="--", linewidth=0.8, label="limits")
         axis.axvline(limits.coverage, color="black", linestyle="--", linewidth=0.8)
@@ -144,7 +148,7 @@ def plot_front(front: Front, limits: Limits = None, chosen: tuple = None):
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16c_tradeoff.ipynb #eb19c4f9
+# %% ../nbs/16c_tradeoff.ipynb #ac104c43
 def _pair_p(a, n, b, m, gap) -> np.ndarray:
     "One-sided p-values of 'the two shares a/n and b/m differ by at least `gap`' (normal)."
     with np.errstate(all="ignore"):
@@ -184,9 +188,10 @@ def choose(confidence: Sequence, wrong: Sequence, groups: Sequence = None, limit
            delta: float = 0.1,            # probability that the chosen policy breaks a limit
            clusters: Sequence = None,     # a key a row: rows with the same key go into the same half
            levels: int = 21, seed: int = 0) -> Choice:
-    "The policy of highest coverage that is certified to keep all limits. Raises `CannotRun` for too few rows."
+    "The policy of highest coverage that is certified to keep all limits. Raises `CannotRun`."
     confidence, wrong, groups = _inputs(confidence, wrong, groups)
-    keys = np.unique(np.arange(len(groups)) if clusters is None else np.asarray(list(map(str, clusters))), return_inverse=True)[1]
+    keys = np.unique(np.arange(len(groups)) if clusters is None else np.asarray(list(map(str, clusters))),
+                     return_inverse=True)[1]
     half = np.random.default_rng(seed).permutation(keys.max() + 1)[keys] < (keys.max() + 1) // 2
     if set(groups[half]) != set(groups[~half]):
         raise CannotRun("a group is in one half only", "give more rows of each group")
@@ -200,8 +205,10 @@ def choose(confidence: Sequence, wrong: Sequence, groups: Sequence = None, limit
     passed = int(np.argmax(p > delta)) if (p > delta).any() else len(p)
     if not passed:
         nothing = Policy({g: math.inf for g in front.names})
-        return Choice(nothing, False, 0.0, 0.0, 0.0, float(p[0]) if len(p) else 1.0, int((~half).sum()), min(1, len(p)), front)
+        return Choice(nothing, False, 0.0, 0.0, 0.0, float(p[0]) if len(p) else 1.0, int((~half).sum()),
+                      min(1, len(p)), front)
     table = _measures(held[:passed], limits.gap_of)
     best = int(table["coverage"].argmax())
-    return Choice(front.policy(order[best]), True, *map(float, table.loc[best, ["coverage", "risk", "gap"]]), float(p[best]),
+    return Choice(front.policy(order[best]), True, *map(float, table.loc[best, ["coverage", "risk", "gap"]]),
+                  float(p[best]),
                   int((~half).sum()), min(passed + 1, len(p)), front)
