@@ -423,7 +423,7 @@ class ValidTags(Rule):
         reasons = [Reason(self.name, "replace", f"{before[i]} became {tags[i]}", i, i + 1) for i in changed]
         return retag(row, prediction, tags, scores), reasons
 
-# %% ../nbs/16_control.ipynb #a6ba57d6
+# %% ../nbs/16_control.ipynb #2bb2e9a9
 @lru_cache(maxsize=1)
 def _find_personal() -> Callable:
     "The recognisers; loaded when they are first needed."
@@ -457,11 +457,14 @@ class Personal(Rule):
                    for match in found]
         for match in reversed(found if self.action == "replace" else []):
             text = text[:match.start] + _mask(match.kind) + text[match.end:]
-        if self.action == "replace":
-            bare = _UNSEEN.sub("", text)
-            if self.find(text) or (bare != text and self.find(bare)):
-                raise InputError("personal data is left in the text", "it cannot be replaced safely")
+        self._check(text)
         return text, reasons
+
+    def _check(self, text):
+        "Raise `InputError` if personal data is left, also once invisible characters are gone."
+        bare = _UNSEEN.sub("", text)
+        if self.action == "replace" and (self.find(text) or (bare != text and self.find(bare))):
+            raise InputError("personal data is left in the text", "it cannot be replaced safely")
 
     def _row(self, row):
         "A row without personal data; words keep their number."
@@ -471,27 +474,27 @@ class Personal(Rule):
                 new[name], found = self.redact(row[name])
                 reasons += found
         if row.get("tokens") is not None:
-            new["tokens"], found = self._tokens(list(row["tokens"]))
+            new["tokens"], found = self._tokens(row)
             reasons += found
-            if "offsets" in row and found and self.action == "replace":
-                new.pop("offsets")          # the places in the old text are those of the old text
-                new.pop("text", None)
+            if "offsets" in row and reasons:    # its places are those of the old text
+                new = {name: value for name, value in new.items() if name not in ("offsets", "text")}
         return (new if reasons else row), reasons
 
-    def _tokens(self, tokens):
-        "Words that touch a match become its kind."
-        text, at, places = " ".join(tokens), 0, []
-        for word in tokens:
+    def _tokens(self, row):
+        "Words that touch a match, in the raw text or joined by spaces, become its kind."
+        new, moved, at, places = list(row["tokens"]), [], 0, []
+        for word in new:
             places.append((at, at + len(word)))
             at += len(word) + 1
-        _, reasons = self.redact(text)
-        new, moved = list(tokens), []
-        for match in self.find(text):
+        views = [(" ".join(new), places)] + ([(row["text"], row["offsets"])] if "offsets" in row else [])
+        for match, places in [(match, places) for text, places in views for match in self.find(text)]:
             inside = [i for i, (start, end) in enumerate(places) if start < match.end and end > match.start]
             for i in inside if self.action == "replace" else ():
                 new[i] = _mask(match.kind)
-            moved.append(Reason(self.name, self.action, _mask(match.kind)[1:-1].lower(), inside[0],
-                                inside[-1] + 1))
+            if inside:
+                moved.append(Reason(self.name, self.action, _mask(match.kind)[1:-1].lower(), inside[0],
+                                    inside[-1] + 1))
+        self._check(" ".join(new))
         return new, moved
 
     def apply(self, row, prediction):

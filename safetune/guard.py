@@ -190,7 +190,7 @@ def _as_prediction(item, decision: Decision, guard: GuardedPredictor) -> dict:
         return {"tokens": [""] * n, "tags": ["O"] * n, "entities": [], **empty}
     return {"label": guard.refusal, "text": guard.refusal, "score": 0.0, **empty}
 
-# %% ../nbs/16e_guard.ipynb #060e87a2
+# %% ../nbs/16e_guard.ipynb #4b9cbafd
 _MASK = re.compile(r"\[[A-Z][A-Z_]*\]")    # as `safetune.control.Personal` writes
 
 def _read_stage(self, cases):
@@ -203,8 +203,9 @@ def _read_stage(self, cases):
         else:
             kinds = {str: "text", list: "tokens"}
             case.row = dict(item) if isinstance(item, dict) else {kinds[type(item)]: item}
-        if not all(isinstance(text, str)
-                   for text in (case.row.get("text", ""), *(case.row.get("tokens") or ()))):
+        words = case.row.get("tokens", [])
+        if not isinstance(words, (list, tuple)) or not all(isinstance(text, str)
+                                                           for text in (case.row.get("text", ""), *words)):
             raise InputError("a text is no string", "give strings")
 
 def _run_rules(self, case, on):
