@@ -126,7 +126,7 @@ def plot_reliability(curves: dict,          # name -> (confidence, right)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16a_calibration.ipynb #cbd2182d
+# %% ../nbs/16a_calibration.ipynb #57994571
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15,
         kind: str = "width",    # or "mass"
        ) -> float:
@@ -158,6 +158,8 @@ def nll(scored: Scored) -> float:
         c = np.clip(scored.confidence, 1e-12, 1 - 1e-12)
         return float(-np.mean(np.where(scored.right, np.log(c), np.log1p(-c))))
     known = scored.gold >= 0    # a label that the model does not know has no probability
+    if not known.any():
+        return float("nan")
     return float(-np.log(np.maximum(scored.probabilities[known, scored.gold[known]], TINY)).mean())
 
 # %% ../nbs/16a_calibration.ipynb #e509d0ff

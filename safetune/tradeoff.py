@@ -87,7 +87,7 @@ def _measures(picked: np.ndarray,    # (policies, groups, 3)
         gap = np.nan_to_num(np.nanmax(each, 1) - np.nanmin(each, 1)) if len(each) else np.zeros(0)
     return pd.DataFrame({"coverage": given.sum(1) / rows.sum(1), "risk": risk, "gap": gap})
 
-# %% ../nbs/16c_tradeoff.ipynb #0f9262bb
+# %% ../nbs/16c_tradeoff.ipynb #96bbc2f6
 def is_front(table: pd.DataFrame) -> np.ndarray:    # bool, one a policy
     "Which policies no other beats, with coverage high and risk and gap low."
     costs = np.round(np.stack([-table["coverage"], table["risk"], table["gap"]], 1), 12)
@@ -143,7 +143,7 @@ def plot_front(front: Front, limits: Limits = None, chosen: tuple = None):
     if chosen is not None:
         axis.plot(*chosen, "*", markersize=15, color="tab:orange", markeredgecolor="black", label="chosen")
     axis.set(xlabel="coverage", ylabel="risk", xlim=(0, 1.01), ylim=(0, None))
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(loc="upper left", framealpha=1, edgecolor="white")
     figure.colorbar(marks, label=f"gap in {front.gap_of} between groups")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -124,9 +124,9 @@ def test_a_confidence_that_is_none_lets_nothing_pass(score):
 
 
 def test_the_guarded_predictor_is_a_predictor_for_checks():
-    from safetune.calibration import CalibrationError
+    from safetune.calibration import CalibrationError, Temperature
     rows = [{"tokens": ["Ada", "met", f"Bob{i}"], "tags": ["B-PER", "O", "B-PER"]} for i in range(60)]
-    assert CalibrationError("entities")(guard(), rows).verdict in ("pass", "fail", "not enough evidence")
+    assert CalibrationError("entities")(guard(scaling=Temperature()), rows).verdict in ("pass", "fail", "not enough evidence")
     assert all(len(p["tags"]) == 3 for p in guard().predict(rows))
     assert "Ada" not in str(GuardedPredictor(tagger(), [Call(lambda row: False, on="input")]).predict(rows[:1])[0])
 
