@@ -155,7 +155,7 @@ class SelectiveRisk(Check):
             f"{kept.sum():,} of {len(kept):,} {unit} ({kept.mean():.1%}) have a confidence of at least "
             f"{self.threshold:.3f}; without the threshold {(~scored.right).mean():.1%} are wrong.")
 
-# %% ../nbs/16b_abstention.ipynb #b3e4008d
+# %% ../nbs/16b_abstention.ipynb #65223b74
 SCORES = ("lac", "aps")
 
 def nonconformity(p: np.ndarray,          # (n, labels)
@@ -183,6 +183,7 @@ def conformal_quantile(scores: np.ndarray, alpha: float) -> float:    # inf wher
     k = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
     return float(np.partition(scores, k - 1)[k - 1]) if 1 <= k <= len(scores) else math.inf
 
+# %% ../nbs/16b_abstention.ipynb #f84cd049
 class Conformal:
     "Split conformal sets of labels, marginal, by group (Mondrian) or by label. Raises `InputError`."
     def __init__(self, alpha: float = 0.1,       # share of rows whose set may miss the truth
@@ -324,7 +325,7 @@ def entity_examples(rows: Sequence[dict], answers: Sequence[dict], labels: Seque
         raise CannotRun("the model found no entity", "give more rows")
     return np.concatenate(p), np.array(truth), np.array(where), np.array(said)
 
-# %% ../nbs/16b_abstention.ipynb #b050e6f2
+# %% ../nbs/16b_abstention.ipynb #94948df4
 def control_risk(losses: Callable,          # threshold -> (n,) losses, which fall as the threshold falls
                  thresholds: Sequence,      # to choose from
                  alpha: float = 0.1, bound: float = 1.0,    # of the risk; largest possible loss
@@ -342,6 +343,7 @@ def span_score(logs: np.ndarray, start: int, end: int, first: int, inside: int) 
     "Geometric mean of the probabilities of the tags of one entity."
     return float(np.exp((logs[start, first] + logs[start + 1:end, inside].sum()) / (end - start)))
 
+# %% ../nbs/16b_abstention.ipynb #7a0072ad
 class EntityCandidates:
     "Candidates for entities with a controlled share of missed ones (conformal risk control)."
     def __init__(self, labels: Sequence,

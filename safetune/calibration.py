@@ -126,7 +126,7 @@ def plot_reliability(curves: dict,          # name -> (confidence, right)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16a_calibration.ipynb #57994571
+# %% ../nbs/16a_calibration.ipynb #0e25ccfd
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15,
         kind: str = "width",    # or "mass"
        ) -> float:
@@ -144,7 +144,7 @@ def ece_if_calibrated(confidence: np.ndarray, bins: int = 15, kind: str = "width
                      for _ in range(draws)])
 
 def brier(scored: Scored) -> float:
-    "Mean squared error of the probabilities (Brier 1950), summed over labels; without labels of the confidence."
+    "Mean squared error of the probabilities (Brier 1950), summed over labels, or of the confidence."
     if scored.probabilities is None:
         return float(np.mean((scored.confidence - scored.right) ** 2))
     known = scored.gold >= 0
@@ -220,7 +220,7 @@ class CalibrationError(Check):
             f"{scored.right.mean():.3f} of them are right. The plain ECE is {plain:.3f}, of which a "
             f"calibrated model would show {chance.mean():.3f}.")
 
-# %% ../nbs/16a_calibration.ipynb #67a8e615
+# %% ../nbs/16a_calibration.ipynb #42787f36
 def _log(p) -> np.ndarray:
     "Logarithms of probabilities, none infinite."
     return np.log(np.maximum(np.asarray(p, dtype=float), TINY))
@@ -259,6 +259,7 @@ class Temperature:
 
     def __repr__(self) -> str: return f"Temperature({self.temperature:.3f})"
 
+# %% ../nbs/16a_calibration.ipynb #177d5e46
 class Vector:
     "Vector scaling of log-probabilities, with a penalty on the distance from doing nothing."
     name = "vector"

@@ -163,7 +163,7 @@ class Terms:
                 return found
         return None
 
-# %% ../nbs/16_control.ipynb #2353c1d9
+# %% ../nbs/16_control.ipynb #a585e5a6
 def without_entities(prediction: dict,
                      drop: Iterable,    # numbers of entities
                     ) -> dict:
@@ -192,6 +192,7 @@ def said(prediction: dict) -> list:    # of strings
     label = prediction["label"]
     return [str(one) for one in label] if isinstance(label, (list, tuple)) else [str(label)]
 
+# %% ../nbs/16_control.ipynb #90217b32
 class Deny(Rule):
     "Words and phrases that may not go in, or come out. An entity that holds one is removed."
     def __init__(self, terms: Any,           # as `Terms` takes them
@@ -361,7 +362,7 @@ def viterbi(scores: np.ndarray,    # log-probabilities, shape (words, labels)
         path[t - 1] = back[t, path[t]]
     return path
 
-# %% ../nbs/16_control.ipynb #0c793bf4
+# %% ../nbs/16_control.ipynb #108790b9
 def retag(row: dict,            # has the words
           prediction: dict,     # as the predictor gave it
           tags: Sequence,       # new ones, valid
@@ -375,6 +376,7 @@ def retag(row: dict,            # has the words
     more = {"scores": scores} if scores is not None else {}
     return {**prediction, "tags": list(tags), "entities": found, **more}
 
+# %% ../nbs/16_control.ipynb #9534b280
 class ValidTags(Rule):
     "The most probable valid tags of allowed types. Without probabilities a stray I- becomes B-."
     name = "valid tags"
@@ -423,7 +425,7 @@ class ValidTags(Rule):
         reasons = [Reason(self.name, "replace", f"{before[i]} became {tags[i]}", i, i + 1) for i in changed]
         return retag(row, prediction, tags, scores), reasons
 
-# %% ../nbs/16_control.ipynb #2bb2e9a9
+# %% ../nbs/16_control.ipynb #5bd98d7f
 @lru_cache(maxsize=1)
 def _find_personal() -> Callable:
     "The recognisers; loaded when they are first needed."
@@ -438,6 +440,7 @@ def _mask(kind: str) -> str:
     "What stands in place of personal data."
     return "[" + str(kind).rsplit("/", 1)[-1].upper() + "]"
 
+# %% ../nbs/16_control.ipynb #6df559e5
 class Personal(Rule):
     "Personal data is replaced by its kind, or the whole text refused."
     def __init__(self, on: str = "input",          # or "output"

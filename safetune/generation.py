@@ -195,8 +195,9 @@ def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #4527ba5d
-_SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*|[.!?](?=\S)|\n|$)+")
+# %% ../nbs/16d_generation.ipynb #f078500d
+_SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*"
+                          r"|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
 _NO_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 
@@ -233,7 +234,7 @@ def _content(text):
             found.add(word[:6])
     return found
 
-# %% ../nbs/16d_generation.ipynb #05bc313c
+# %% ../nbs/16d_generation.ipynb #e0ceb2fb
 def passages(sources: Sequence, window: int = 3) -> list:    # of str
     "Every run of up to `window` neighbouring sentences. Raises `InputError` where there is no source."
     if isinstance(sources, str):
@@ -259,7 +260,8 @@ def support(answer: str, sources: Sequence,
     for start, end in sentences(answer):
         text = answer[start:end]
         words, numbers, names = _content(text), _numbers(text), _names(text)
-        best = (-1.0, ("",) * 3, "")
+        everything = tuple(sorted(numbers) + sorted(names))
+        best = (-1.0 - len(everything), everything, "")    # where there is no passage, all is missing
         for passage, content, its_numbers, its_words in known:
             missing = tuple(sorted(numbers - its_numbers) + sorted(names - its_words))
             score = len(words & content) / len(words) if words else float(bool(numbers or names))

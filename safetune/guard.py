@@ -190,7 +190,7 @@ def _as_prediction(item, decision: Decision, guard: GuardedPredictor) -> dict:
         return {"tokens": [""] * n, "tags": ["O"] * n, "entities": [], **empty}
     return {"label": guard.refusal, "text": guard.refusal, "score": 0.0, **empty}
 
-# %% ../nbs/16e_guard.ipynb #4b9cbafd
+# %% ../nbs/16e_guard.ipynb #a2a4438b
 _MASK = re.compile(r"\[[A-Z][A-Z_]*\]")    # as `safetune.control.Personal` writes
 
 def _read_stage(self, cases):
@@ -230,6 +230,7 @@ def _output_stage(self, cases):
     for case in cases:
         self._run_rules(case, "output")
 
+# %% ../nbs/16e_guard.ipynb #a8deab7a
 def _without_masks(case) -> dict:
     "A row for the detector, without what stands in place of personal data: that is no sign of tampering."
     if not any(reason.action == "replace" for reason in case.reasons):

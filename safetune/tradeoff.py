@@ -148,7 +148,7 @@ def plot_front(front: Front, limits: Limits = None, chosen: tuple = None):
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/16c_tradeoff.ipynb #ac104c43
+# %% ../nbs/16c_tradeoff.ipynb #15eefe7c
 def _pair_p(a, n, b, m, gap) -> np.ndarray:
     "One-sided p-values of 'the two shares a/n and b/m differ by at least `gap`' (normal)."
     with np.errstate(all="ignore"):
@@ -171,6 +171,7 @@ def break_p_values(counts: np.ndarray,    # (policies, groups, 3): rows, given, 
             p = np.maximum(p, _pair_p(above[:, i], below[:, i], above[:, j], below[:, j], limits.gap))
     return p
 
+# %% ../nbs/16c_tradeoff.ipynb #4d6ae47a
 @dataclass(frozen=True)
 class Choice:
     "A policy, with what it does on the rows that tested it. Not certified: nothing is answered."
