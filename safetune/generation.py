@@ -195,7 +195,7 @@ def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #f078500d
+# %% ../nbs/16d_generation.ipynb #7c351843
 _SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*"
                           r"|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
@@ -215,7 +215,7 @@ def sentences(text: str) -> list:    # of (start, end)
     "Where the sentences of a text stand; a point inside of a number ends none."
     found = [(m.start() + len(m[0]) - len(m[0].lstrip()), m.start() + len(m[0].rstrip()))
              for m in _SENTENCE.finditer(text)]
-    return [(start, end) for start, end in found if regex.search(r"\w", text[start:end])]
+    return [(start, end) for start, end in found if any(map(str.isalnum, text[start:end]))]
 
 def _numbers(text): return {number.replace(",", "") for number in _NUMBER.findall(text)}
 
