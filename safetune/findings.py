@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'UNITS', 'ACTIONS', 'FORMAT', 'FIELDS', 'STYLE', 'RANK', 'LOG_FORMAT', 'REMOVED_FORMAT', 'Finding',
-           'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
+           'placeholder', 'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
            'check_actions', 'Span', 'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
 
 # %% ../nbs/10a_findings.ipynb #1249409b
@@ -63,16 +63,18 @@ class Finding:
 
     def redacted(self) -> "Finding":
         "The same without the personal data: its kind in brackets in place of the text."
-        return replace(self, text=_mask(self.kind) if self.text else "", fix=None) if self.personal else self
+        return replace(self, text=placeholder(self.kind) if self.text else "", fix=None) if self.personal else self
 
-def _mask(kind: str) -> str:    # "personal/email" -> "[email]"
+def placeholder(kind: str) -> str:    # "personal/email" or "email" -> "[EMAIL]"
     "What stands in place of personal data."
-    return f"[{kind.partition('/')[2] or 'personal'}]"
+    kind = kind.removeprefix('personal/').partition('/')[0]    # of an id: "[ID]"
+    return f"[{kind.upper()}]"
 
-# %% ../nbs/10a_findings.ipynb #ff2b78bc
+# %% ../nbs/10a_findings.ipynb #45495f7a
 FORMAT = "safetune findings 1"
 FIELDS = tuple(field.name for field in fields(Finding))
 
+# %% ../nbs/10a_findings.ipynb #1b31a460
 class Findings(list):
     "A list of findings, which shows personal data only when told to."
     def __init__(self,
@@ -144,7 +146,7 @@ def _without_personal(findings: list) -> list:
     for f in findings:
         if f.personal and f.text:
             for form in (f.text, " ".join(f.text.casefold().split())):    # as detectors of copies show it
-                secrets[form] = _mask(f.kind)
+                secrets[form] = placeholder(f.kind)
     if not secrets:
         return [f.redacted() for f in findings]
     longest_first = sorted(secrets, key=len, reverse=True)
@@ -223,6 +225,7 @@ def _load(path: Path) -> Findings:
 # %% ../nbs/10a_findings.ipynb #939370a9
 STYLE = ("<style>.findings{border-collapse:collapse;font-size:90%}.findings td,.findings th"
          "{padding:2px 8px;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}"
+         ".findings td{overflow-wrap:anywhere;min-width:3em}"
          ".findings .high{color:#a00}.findings .medium{color:#850}.findings .low{color:#555}</style>")
 
 def _cells(values: Iterable, tag: str = "td", css: str = "") -> str:
@@ -494,7 +497,7 @@ def _replacement(row: dict, span: Span, pseudonyms: Any, document: str) -> str:
     if span.action == "fix":
         return span.finding.fix
     if span.action == "redact":
-        return _mask(span.finding.kind)
+        return placeholder(span.finding.kind)
     if pseudonyms is None:
         raise InputError(f"{span.finding.kind} is to be pseudonymised, but nothing is given that does it",
                          "pass pseudonyms= (see safetune.personal), or actions={'personal': 'redact'}")
@@ -540,7 +543,7 @@ def _applied(row: dict, changes: list) -> dict:
     new = {**new, **edit_row(new, edits)} if edits else new
     return new if not edits or text_of(new).strip() else None
 
-# %% ../nbs/10a_findings.ipynb #38be81ee
+# %% ../nbs/10a_findings.ipynb #52b1dd20
 LOG_FORMAT, REMOVED_FORMAT = "safetune audit log 1", "safetune removed content 1"
 
 def _digest(row: dict, key: bytes = b"") -> str:    # 32 hexadecimal digits
@@ -548,6 +551,7 @@ def _digest(row: dict, key: bytes = b"") -> str:    # 32 hexadecimal digits
     text = json.dumps(_plain(row), ensure_ascii=False, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=key, digest_size=16).hexdigest()
 
+# %% ../nbs/10a_findings.ipynb #0d1aaf27
 class AuditLog:
     "What `clean` changed. `entries` may be shown; `removed` and `key` hold the personal data that went."
     def __init__(self,

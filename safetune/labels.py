@@ -12,7 +12,7 @@ __all__ = ['NEGATIONS', 'METHODS', 'STRENGTHS', 'PRUNINGS', 'RANKINGS', 'LEAST',
            'mention_table', 'inconsistent_mentions', 'severity_of', 'span_finding', 'text_finding', 'LabelErrors',
            'hits', 'ranking_scores']
 
-# %% ../nbs/10c_labels.ipynb #1c837ba7
+# %% ../nbs/10c_labels.ipynb #e085db24
 import re
 import tempfile
 import warnings
@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from .checks import benjamini_hochberg
-from .data import InputError, _strata, group_rows, split_data
+from .data import InputError, _strata, group_rows
 from .findings import Finding, Findings
 from .metrics import entities
 from .tasks import Regression, infer_task, load_tokenizer, max_input_length, token_batches
 
-# %% ../nbs/10c_labels.ipynb #a1ea0a1d
+# %% ../nbs/10c_labels.ipynb #989ab142
 def fold_numbers(rows: Sequence[dict],               # rows of the schema
                  folds: int = 5,                     # how many
                  seed: int = 0,                      # same seed, same folds
@@ -48,7 +48,10 @@ def fold_numbers(rows: Sequence[dict],               # rows of the schema
     with warnings.catch_warnings():                  # a rare label may have fewer rows than there are folds
         warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for k, (_, members) in enumerate(splitter.split(rows, _strata(rows), group)):
+        strata = _strata(rows)
+        if max(Counter(strata).values()) < folds:        # every label is rare: there is nothing to balance
+            strata = np.zeros(len(rows))
+        for k, (_, members) in enumerate(splitter.split(rows, strata, group)):
             fold[members] = k
     return fold
 
@@ -82,7 +85,7 @@ def word_features(tokens: Sequence[str],   # a sentence
             f"s,w+1={shape[i]}|{low[j + 1]}", f"s-1,s,s+1={high[j - 1]}|{shape[i]}|{high[j + 1]}"])
     return features
 
-# %% ../nbs/10c_labels.ipynb #e025133d
+# %% ../nbs/10c_labels.ipynb #fd2cf10f
 NEGATIONS = frozenset("not no never none nobody nothing neither nor without hardly barely scarcely "
                       "cannot can't won't don't doesn't didn't isn't wasn't aren't weren't couldn't "
                       "wouldn't".split())
@@ -111,7 +114,7 @@ def bag_of_words(rows: Sequence[dict],     # with tokens, or with text
         word_features(row["tokens"]) if words
         else [text_features(f"{row['text']} \n {row.get('text_pair') or ''}")]))
     often = np.flatnonzero(np.bincount(matrix.indices, minlength=matrix.shape[1]) > 1)
-    matrix = matrix[:, often]
+    matrix = matrix[:, often if len(often) else [0]]
     return matrix if words else TfidfTransformer(sublinear_tf=True).fit_transform(matrix).astype(np.float32)
 
 # %% ../nbs/10c_labels.ipynb #f2377542
@@ -220,7 +223,7 @@ class OutOfFold:
         key = "tags" if self.is_words else "label"
         return self.task.score(self.rows, [{key: answer} for answer in self.predictions()])
 
-# %% ../nbs/10c_labels.ipynb #7b6fd634
+# %% ../nbs/10c_labels.ipynb #91b657dc
 METHODS = ("words", "features", "tune")
 
 def out_of_fold(data,                    # DatasetDict, Dataset or list of rows of the schema
@@ -247,7 +250,7 @@ def out_of_fold(data,                    # DatasetDict, Dataset or list of rows 
     rows, task = _rows_and_task(data, split)
     fold = fold_numbers(rows, folds, seed, groups)
     if method == "tune":
-        found = _by_tuning(rows, task, fold, model, seed, progress, settings)
+        found = _by_tuning(rows, task, fold, groups, model, seed, progress, settings)
     else:
         features = (bag_of_words(rows) if method == "words"
                     else scaled(encoder_features(rows, model, progress=progress)))
@@ -258,7 +261,7 @@ _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "t
 STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #93fb76c4
+# %% ../nbs/10c_labels.ipynb #16e4b876
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -300,7 +303,8 @@ def _by_head(rows, task, fold, features, strength, progress) -> list:
                 found[inside, column] = p[:, 1]
     return np.split(found, np.cumsum(sizes)[:-1]) if task.name == _TAGS else list(found)
 
-def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
+# %% ../nbs/10c_labels.ipynb #b2dd3ebf
+def _by_tuning(rows, task, fold, groups, model, seed, progress, settings) -> list:
     "Out-of-fold probabilities of fine-tunes, one a fold, each stopped by a tenth of its own training rows."
     from datasets import Dataset, DatasetDict
     from tqdm.auto import tqdm
@@ -312,9 +316,13 @@ def _by_tuning(rows, task, fold, model, seed, progress, settings) -> list:
     found = [None] * len(rows)
     for k in tqdm(np.unique(fold), desc="fine-tunes", unit="fold", leave=False, disable=not progress):
         held = np.flatnonzero(fold == k)
-        parts = split_data(data.select(np.flatnonzero(fold != k)), (0.9, 0.1, 0), seed)
-        parts["test"] = data.select(held)
-        tuner = Tuner(DatasetDict(parts), model, task=task.name, progress=False)
+        rest = np.flatnonzero(fold != k)
+        inner = [rows[i] for i in rest]
+        tenth = max(2, min(10, len(np.unique(group_rows(inner, groups)))))
+        stop = fold_numbers(inner, tenth, seed, groups) == 0
+        parts = {"train": rest[~stop], "validation": rest[stop], "test": held}
+        tuner = Tuner(DatasetDict({name: data.select(part) for name, part in parts.items()}), model,
+                      task=task.name, progress=False)
         tuner.fit(seed=seed, **settings)
         order = [tuner.task.label2id.get(label) for label in task.labels]
         predictor = Predictor(tuner.model, tuner.tokenizer, tuner.task, max_length=tuner.max_length)
@@ -767,10 +775,11 @@ def severity_of(score: float) -> str:
     "`high` from 0.95, `medium` from 0.8, else `low`."
     return "high" if score >= 0.95 else "medium" if score >= 0.8 else "low"
 
-# %% ../nbs/10c_labels.ipynb #5a74af96
+# %% ../nbs/10c_labels.ipynb #8cda3bbc
 def span_finding(line,            # of `span_candidates` or `inconsistent_mentions`, as a named tuple
                  row: dict,       # the row
                  split: str,      # its split
+                 action: str = "keep",   # what `clean` does by default
                 ) -> Finding:     # span in words; `fix` holds the tags of the whole row
     "A likely error as a finding."
     tokens, spans = row["tokens"], [span for span in (line.given, line.better) if span]
@@ -785,19 +794,19 @@ def span_finding(line,            # of `span_candidates` or `inconsistent_mentio
     fix = _fixed_tags(row["tags"], line.given, line.better)
     return Finding(f"label/{line.kind}", split, line.row, message, severity_of(line.score),
                    f"check, then {REMEDIES[line.kind]}", int(start), int(end), "words",
-                   round(float(line.score), 6), words, fix, group, "fix")
+                   round(float(line.score), 6), words, fix, group, action)
 
-def text_finding(line, row: dict, split: str) -> Finding:    # `fix` holds the label, or the list of labels
-    "A likely wrong label of a text as a finding."
+def text_finding(line, row: dict, split: str, action: str = "keep") -> Finding:
+    "A likely wrong label of a text as a finding; `fix` holds the label, or the list of labels."
     fix = line.better
     if isinstance(row["label"], list):
         without = [name for name in row["label"] if name != line.label]
         fix = without if line.label in row["label"] else [*without, line.label]
     return Finding("label/wrong", split, line.row, f"{line.given!r} looks like {line.better!r}",
                    severity_of(line.score), "check, then change the label", score=round(float(line.score), 6),
-                   text=str(row["text"]), fix=fix, action="fix")
+                   text=str(row["text"]), fix=fix, action=action)
 
-# %% ../nbs/10c_labels.ipynb #f3a5ec58
+# %% ../nbs/10c_labels.ipynb #b46c23fc
 class LabelErrors:
     "Likely wrong labels of a split. It reads all rows of the split before it answers."
     def __init__(self,
@@ -806,13 +815,14 @@ class LabelErrors:
                  seed: int = 0,           # of the folds and of fine-tunes
                  method: str = None,      # "words", "features" or "tune"; see `out_of_fold`
                  least: float = 0.5,      # lowest score of a finding
+                 action: str = "keep",    # what `clean` does with a finding by default; or "fix", "drop"
                  most: int = None,        # at most so many findings a split, the likeliest
                  progress: bool = True,   # show progress bars
                  **settings,              # of a fine-tune
                 ):
         if not 0 <= least <= 1:
             raise InputError(f"least={least!r}", "give a score from 0 to 1")
-        self.least, self.most = least, most
+        self.least, self.most, self.action = least, most, action
         self.options = dict(model=model, folds=folds, seed=seed, method=method, progress=progress, **settings)
         self.oof, self.candidates = {}, {}      # what each split gave, for a closer look
 
@@ -825,14 +835,14 @@ class LabelErrors:
         self.oof[split] = oof
         if oof.is_words:
             table = span_candidates(oof, progress=self.options["progress"])
-            found = [span_finding(line, oof.rows[line.row], split) for line in self._kept(table)]
+            found = [span_finding(line, oof.rows[line.row], split, self.action) for line in self._kept(table)]
             seen = {(f.row, word) for f in found for word in range(f.start, f.end)}
-            more = (span_finding(line, oof.rows[line.row], split)
+            more = (span_finding(line, oof.rows[line.row], split, self.action)
                     for line in self._kept(inconsistent_mentions(oof)))
             found += [f for f in more if not any((f.row, word) in seen for word in range(f.start, f.end))]
         else:
             table = text_candidates(oof)
-            found = [text_finding(line, oof.rows[line.row], split) for line in self._kept(table)]
+            found = [text_finding(line, oof.rows[line.row], split, self.action) for line in self._kept(table)]
         self.candidates[split] = table
         found.sort(key=lambda f: -f.score)
         return Findings(found[:self.most], {split: len(oof.rows)})

@@ -12,8 +12,8 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'FICTIONAL_PHONES', 'SEVEN_DIGITS', 'GRO
            'account_recognisers', 'id_recognisers', 'is_ip', 'is_big_ip', 'is_mac', 'whole_key', 'is_mixed', 'assigned',
            'network_recognisers', 'key_recognisers', 'grow_chinese', 'address_recognisers', 'birth_recogniser',
            'is_birth_date', 'recognisers', 'standard_recognisers', 'find_personal', 'Marked', 'word_span',
-           'PersonalData', 'FromPresidio', 'presidio', 'placeholder', 'mask', 'redact', 'Redactor', 'NamePool',
-           'normal', 'Pseudonyms', 'rewrite']
+           'PersonalData', 'FromPresidio', 'presidio', 'mask', 'redact', 'Redactor', 'NamePool', 'normal', 'Pseudonyms',
+           'rewrite']
 
 # %% ../nbs/10b_personal.ipynb #7f2eb35a
 import hashlib
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from .data import InputError, Report, read_text, split_words
-from .findings import Finding, edit_row, text_of, word_offsets
+from .findings import Finding, edit_row, placeholder, text_of, word_offsets
 
 # %% ../nbs/10b_personal.ipynb #8d5fb0c6
 class WordLists(dict):
@@ -799,7 +799,7 @@ class Marked:
 
     def __repr__(self): return f"Marked({len(self.text)} characters, {len(self.matches)} matches)"
 
-# %% ../nbs/10b_personal.ipynb #c40c5075
+# %% ../nbs/10b_personal.ipynb #f0c7b59e
 KIND_NAMES = {"email": "an e-mail address", "phone": "a telephone number", "card": "a payment card number",
               "iban": "a bank account number", "ip": "an IP address", "mac": "a MAC address",
               "url_credentials": "a URL with user name and password", "address": "a postal address",
@@ -813,6 +813,10 @@ def word_span(offsets: Sequence,       # (start, end) of each word
     first = bisect_left(offsets, start + 1, key=lambda pair: pair[1])
     return first, max(first + 1, bisect_left(offsets, end, key=lambda pair: pair[0]))
 
+def _overlaps(match, others):
+    return any(match.start < other.end and other.start < match.end for other in others)
+
+# %% ../nbs/10b_personal.ipynb #476dfbbb
 class PersonalData:
     "Finds personal data in rows. Raises `InputError` for an unknown action."
     def __init__(self,
@@ -868,9 +872,6 @@ class PersonalData:
                           self.finder.severity.get(m.kind, "medium"),
                           "redact it, or put a pseudonym in its place", start, end,
                           "words" if in_words else "characters", m.score, evidence, action=self.action)
-
-def _overlaps(match, others):
-    return any(match.start < other.end and other.start < match.end for other in others)
 
 # %% ../nbs/10b_personal.ipynb #09859ea0
 class FromPresidio:
@@ -929,10 +930,6 @@ def presidio(*names: str,              # class names in presidio_analyzer.predef
     return [FromPresidio(getattr(theirs, name)(), **options) for name in names]
 
 # %% ../nbs/10b_personal.ipynb #fb1c955e
-def placeholder(kind: str) -> str:    # "id/us_ssn" -> "[ID]"
-    "What stands in place of a kind."
-    return f"[{kind.partition('/')[0].upper()}]"
-
 def mask(text: str, kind: str, keep: int = 4) -> str:
     "Stars for letters and digits; of numbers the last ones stay, at most a third of the characters."
     places = [i for i, character in enumerate(text) if character.isalnum()]
@@ -982,7 +979,7 @@ class Redactor(logging.Filter):
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
         return True
 
-# %% ../nbs/10b_personal.ipynb #aab769ff
+# %% ../nbs/10b_personal.ipynb #4c649c81
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _digits(rng: random.Random, n: int) -> str:
@@ -1018,6 +1015,7 @@ def _ascii(name: str) -> str:
     apart = unicodedata.normalize("NFKD", name.lower())
     return "".join(c for c in apart if c.isascii() and c.isalpha()) or "user"
 
+# %% ../nbs/10b_personal.ipynb #7e4a97b7
 AREAS = "201 202 212 303 312 404 415 503 512 602 617 619 702 713 801 916".split()    # of real cities
 
 def _calling_code(text, digits, plus):
@@ -1168,7 +1166,7 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #845b89b9
+# %% ../nbs/10b_personal.ipynb #734811cd
 class NamePool:
     "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
@@ -1182,7 +1180,8 @@ class NamePool:
         path = Path(path) if path else folder / f"names.{language}.tsv"
         if not path.is_file():
             have = ", ".join(sorted(p.name.split(".")[1] for p in folder.glob("names.*.tsv")))
-            raise InputError(f"there is no list of names {str(path)!r}", f"give its path, or a language: {have}")
+            raise InputError(f"there is no list of names {str(path)!r}",
+                             f"give its path, or a language: {have}")
         lines = read_text(path, Report()).splitlines()
         self.joint = "" if "# separator: none" in lines else " "
         rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
@@ -1197,7 +1196,8 @@ class NamePool:
             self.by_cell.setdefault(cell, []).append(entry["term"])
         missing = {"given", "surname"} - set(self.by_role)
         if missing:
-            raise InputError(f"a list of names without any {min(missing)}", "add some in the column role", path)
+            raise InputError(f"a list of names without any {min(missing)}", "add some in the column role",
+                             path)
 
     def draw(self, word: str, role: str, rng: random.Random, wide: bool) -> str:
         "A name of the same role, and of the same gender and origin where the word is known, in its case."

@@ -171,13 +171,16 @@ def signatures(texts: Sequence,    # normalised, none empty
             result[k, block] = np.minimum.reduce(room, axis=0)
     return result.T
 
-# %% ../nbs/11_screening.ipynb #b0a2e67e
+# %% ../nbs/11_screening.ipynb #d7e15749
 class _Sets:
     "The distinct trigrams of texts: hashes (uint32, sorted within a text), where each text starts, how many."
     def __init__(self, texts: Sequence, block: int = 20_000):
-        parts = [self._of(texts[at:at + block]) for at in range(0, len(texts), block)]
-        self.hashes = np.concatenate([hashes for hashes, _ in parts] or [np.empty(0, np.uint32)])
-        self.sizes = np.concatenate([sizes for _, sizes in parts] or [np.empty(0, np.int64)])
+        self.hashes, self.sizes = np.empty(sum(map(len, texts)), np.uint32), np.zeros(len(texts), np.int64)
+        end = 0
+        for at in range(0, len(texts), block):
+            hashes, self.sizes[at:at + block] = self._of(texts[at:at + block])
+            self.hashes[end:end + len(hashes)] = hashes
+            end += len(hashes)
         self.starts = np.cumsum(self.sizes) - self.sizes
 
     def _of(self, texts):
@@ -332,7 +335,7 @@ class Duplicates(Detector):
             yield from table.exact()
             yield from table.near() if self._values else ()
 
-# %% ../nbs/11_screening.ipynb #83bcb653
+# %% ../nbs/11_screening.ipynb #98d47cbd
 class _Table:
     "All rows that `Duplicates` has collected, sorted by hash and by who leads."
     def __init__(self, detector: Duplicates):
@@ -389,7 +392,8 @@ class _Table:
         by_order = np.lexsort((self.row[rows], self.split[rows]))
         rows, which = rows[by_order], which[by_order]
         texts = [detector._texts[i] for i in signed[which].tolist()]
-        leader, score = find_leaders(texts, np.concatenate(detector._values)[which], detector.threshold)
+        values, detector._values = np.concatenate(detector._values), []     # one copy less in memory
+        leader, score = find_leaders(texts, values[which], detector.threshold)
         for k in np.flatnonzero(leader != np.arange(len(leader))).tolist():
             i, there = int(rows[k]), int(rows[leader[k]])
             here, other = self.names[self.split[i]], self.names[self.split[there]]
@@ -630,7 +634,13 @@ class UnknownTokens(Detector):
         "Share of unknown tokens, with Wilson's interval."
         return {split: wilson(unknown, n) for split, (unknown, n) in self.totals.items() if n}
 
-# %% ../nbs/11_screening.ipynb #bdd818dd
+# %% ../nbs/11_screening.ipynb #8578164a
+def _labels(row: dict) -> list:
+    "Labels of a row; none where it has none."
+    if row.get("tags") is not None:
+        return entity_types(row["tags"])
+    return row_labels(row) if row.get("label") is not None else []
+
 def _share_shift(a: int, n: int, b: int, m: int) -> float:    # p-value
     "Two-sided test that two shares are equal (pooled z-test)."
     from scipy.stats import norm
@@ -638,6 +648,7 @@ def _share_shift(a: int, n: int, b: int, m: int) -> float:    # p-value
     error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     return 1.0 if error == 0 else float(2 * norm.sf(abs(a / n - b / m) / error))
 
+# %% ../nbs/11_screening.ipynb #4dabca0d
 class Balance(Detector):
     "Classes that are rare, missing in a split, or of another share there."
     name = "balance"
@@ -693,12 +704,6 @@ class Balance(Detector):
                 yield self._finding("shift", split, label,
                                     f"{label!r} is {b:.1%} of the labels here, {a:.1%} in train",
                                     "medium", "split again, or say that the scores hold for this mix only")
-
-def _labels(row: dict) -> list:
-    "Labels of a row; none where it has none."
-    if row.get("tags") is not None:
-        return entity_types(row["tags"])
-    return row_labels(row) if row.get("label") is not None else []
 
 # %% ../nbs/11_screening.ipynb #acaef816
 class Shortcuts(Detector):

@@ -120,7 +120,7 @@ class Settings:
     class_weights: str = None       # "balanced" or another method of `weights_from_counts`
     freeze: bool = False            # train the head only
     adversarial: str = None         # also train on embeddings moved the worst way: "fgm" or "pgd"
-    adversarial_size: float = 0.1   # how far, as a share of the norm of a row's embeddings
+    adversarial_size: float = 0.03  # how far, as a share of the norm of a row's embeddings
     layer_decay: float = 1.0        # factor on the learning rate from each layer to the one below it
     lora_rank: int = None           # train low-rank updates of this rank, and the head, only
     dp_epsilon: float = None        # train with differential privacy within this budget

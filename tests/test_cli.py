@@ -105,7 +105,7 @@ def test_screen_finds_cleans_and_tells(tmp_path):
     written = {path: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert not any("amina" in text for text in written.values()) and "<b>" not in written[tmp_path / "out" / "findings.html"].split("<table", 1)[1]
     cleaned = [json.loads(line)["tokens"] for line in (tmp_path / "out" / "cleaned" / "train.jsonl").read_text().splitlines()]
-    assert cleaned == [rows[0]["tokens"], ["Mail", "[email]", "<b>", "now"]]
+    assert cleaned == [rows[0]["tokens"], ["Mail", "[EMAIL]", "<b>", "now"]]
     assert "amina" in (tmp_path / "removed.jsonl").read_text()
     strict = run("screen", tmp_path / "data", "--out", tmp_path / "again", "--strict", "--actions", "personal=keep")
     assert strict.returncode == int(b"high" in strict.stdout), strict.stderr.decode()

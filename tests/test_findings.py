@@ -172,7 +172,7 @@ def test_evidence_is_escaped_and_personal_data_masked():
     found = Findings([Finding("personal/email", "train", 0, "an address", "high", "r", 0, 5, "characters", text="amina@example.org", action="redact"),
                       Finding("encoding", "<b>", 0, "<i>m</i>", "low", "r", text=nasty, fix=nasty)])
     page = found._repr_html_()
-    assert "<script>" not in page and "<b>" not in page and "amina" not in page + found.to_json() and "[email]" in page
+    assert "<script>" not in page and "<b>" not in page and "amina" not in page + found.to_json() and "[EMAIL]" in page
     assert nasty in json.loads(found.to_json(show_personal=True))["findings"][1]["text"]
 
 

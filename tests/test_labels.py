@@ -13,6 +13,7 @@ from safetune.metrics import entities
 from safetune.sample import WrongLabels, sample_ner, sample_text
 from safetune.tasks import SequenceClassification, TokenClassification
 
+quick = settings(max_examples=40, deadline=None)    # no deadline: the machine may be busy
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
@@ -47,12 +48,14 @@ def by_hand(p, labels):
     return counts
 
 
+@quick
 @given(cases())
 def test_the_joint_is_that_of_the_definition(case):
     p, labels = case
     assert np.array_equal(confident_joint(p, labels), by_hand(p, labels))
 
 
+@quick
 @given(cases())
 def test_calibration_keeps_the_counts_of_the_given_labels(case):
     p, labels = case
@@ -64,6 +67,7 @@ def test_calibration_keeps_the_counts_of_the_given_labels(case):
     assert -1e-9 <= noise.rate <= 1 and np.isclose(noise.priors.sum(), 1)
 
 
+@quick
 @given(cases(), st.randoms(use_true_random=False))
 def test_names_of_classes_do_not_matter(case, random):
     p, labels = case
@@ -78,6 +82,7 @@ def test_names_of_classes_do_not_matter(case, random):
         assert np.array_equal(find_errors(p[:, order], new, by), find_errors(p, labels, by))
 
 
+@quick
 @given(st.integers(2, 6), st.integers(1, 30), st.floats(0, 0.3))
 def test_a_sure_model_that_agrees_accuses_nobody(k, n, doubt):
     labels = np.arange(n) % k
@@ -87,8 +92,8 @@ def test_a_sure_model_that_agrees_accuses_nobody(k, n, doubt):
     assert estimate_noise(p, labels).rate == pytest.approx(0, abs=1e-12)
 
 
+@quick
 @given(st.integers(0, 1000), st.floats(0.02, 0.3))
-@settings(max_examples=20, deadline=None)
 def test_a_perfect_model_finds_all_and_only_the_wrong_labels(seed, rate):
     rng = np.random.default_rng(seed)
     true = rng.integers(0, 3, 300)
@@ -101,6 +106,7 @@ def test_a_perfect_model_finds_all_and_only_the_wrong_labels(seed, rate):
     assert estimate_noise(p, labels).rate == pytest.approx(wrong.mean())
 
 
+@quick
 @given(cases())
 def test_scores_and_flags_keep_their_bounds(case):
     p, labels = case
@@ -117,6 +123,7 @@ def test_class_without_examples():
     assert np.array_equal(calibrate_joint([[0, 0], [0, 3]], [0, 1, 1, 1]), [[0.25, 0], [0, 0.75]])
 
 
+@quick
 @given(sentences())
 def test_log_odds_are_those_of_whole_sentences(sentence):
     tags, p = sentence
@@ -133,6 +140,7 @@ def test_log_odds_are_those_of_whole_sentences(sentence):
         assert line.log_odds == pytest.approx((whole(fixed) - whole(tags)) / changed)
 
 
+@quick
 @given(sentences())
 def test_other_readings_never_touch_a_neighbour(sentence):
     tags, p = sentence
@@ -149,6 +157,7 @@ def test_other_readings_never_touch_a_neighbour(sentence):
                 assert any(i in inside for i in range(new[1], new[2]))
 
 
+@quick
 @given(sentences())
 def test_unmarked_entities_are_free_and_do_not_overlap(sentence):
     tags, p = sentence
