@@ -232,23 +232,27 @@ class Conformal:
                                        else map(str, groups))]).reshape(p.shape)
         return self._scores(p) <= limits
 
-# %% ../nbs/16b_abstention.ipynb #ce3b70cd
+# %% ../nbs/16b_abstention.ipynb #a6d81528
 def plot_coverage(trials: pd.DataFrame,    # a row for each split: method, and coverage in each of `groups`
                   groups: Sequence, alpha: float = 0.1):
     "Coverage over the splits: a box for each method and group, with the nominal level; returns the figure."
     import matplotlib.pyplot as plt
-    methods = list(dict.fromkeys(trials["method"]))
-    figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups) + 0.8, 0.9 + 0.42 * len(methods)),
-                                sharey=True,
-                                sharex=True, layout="constrained", squeeze=False)
-    for axis, group in zip(axes[0], groups):
+    methods, wide = list(dict.fromkeys(trials["method"])), min(3, len(groups))
+    high = math.ceil(len(groups) / wide)
+    size = 2.6 * wide + 0.8, (0.9 + 0.42 * len(methods)) * high
+    figure, axes = plt.subplots(high, wide, figsize=size, sharey=True, sharex=True, layout="constrained",
+                                squeeze=False)
+    for axis, group in zip(axes.flat, groups):
         axis.boxplot([trials.loc[trials["method"] == method, group].dropna() for method in methods],
-                     orientation="horizontal",
-                     widths=0.6, medianprops={"color": "tab:blue"}, flierprops={"markersize": 3})
+                     orientation="horizontal", widths=0.6, medianprops={"color": "tab:blue"},
+                     flierprops={"markersize": 3})
         axis.axvline(1 - alpha, color="black", linestyle="--", linewidth=1)
-        axis.set(title=str(group).replace("$", r"\$"), xlabel="coverage")
+        axis.set_title(str(group).replace("$", r"\$"))
         axis.set_yticks(range(1, len(methods) + 1), methods)
         axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(groups):]:
+        axis.set_axis_off()
+    figure.supxlabel("coverage", fontsize="medium")
     axes[0][0].invert_yaxis()
     return figure
 
