@@ -808,16 +808,4 @@ class RedactingPredictor:
             kept.append(moved)
         return {**answer, "tokens": tokens, "tags": tags, "entities": kept}
 
-    def stream(self, items, window: int = 1024):
-        "Predictions over a stream, in order; only one window is in memory."
-        import itertools
-        items, done = iter(items), 0
-        while chunk := list(itertools.islice(items, window)):
-            yield from self.predict(chunk, first_row=done + 1)
-            done += len(chunk)
-
-    def __call__(self, item):
-        "The prediction of one text (or one row), or a list of predictions for a list of them."
-        several = isinstance(item, (list, tuple)) and not (
-            item and all(isinstance(i, str) for i in item) and self.task.name == "token-classification")
-        return self.predict(item) if several else self.predict([item])[0]
+    stream, __call__ = Predictor.stream, Predictor.__call__    # which ask `predict`
