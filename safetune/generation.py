@@ -234,7 +234,7 @@ def _content(text):
             found.add(word[:6])
     return found
 
-# %% ../nbs/16d_generation.ipynb #e0ceb2fb
+# %% ../nbs/16d_generation.ipynb #5c418318
 def passages(sources: Sequence, window: int = 3) -> list:    # of str
     "Every run of up to `window` neighbouring sentences. Raises `InputError` where there is no source."
     if isinstance(sources, str):
@@ -272,6 +272,7 @@ def support(answer: str, sources: Sequence,
                               fine and (entails is None or float(entails(passage, text)) >= 0.5)))
     return found
 
+# %% ../nbs/16d_generation.ipynb #ede72e34
 class Grounded(Rule):
     "Sentences of a generated text without support in `row['sources']` are removed, or the answer refused."
     name = "sources"
