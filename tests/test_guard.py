@@ -1,0 +1,159 @@
+"The guard: no input crashes it or gets past a rule, whatever fails inside; generation under constraints."
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
+
+from safetune.control import AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Rule, ValidTags
+from safetune.generation import Grounded, is_refusal, sentences, support
+from safetune.guard import STATUSES, GuardedPredictor
+from safetune.predict import Predictor
+from safetune.tasks import TokenClassification
+
+quick = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+any_text = st.one_of(st.text(max_size=60), st.text(alphabet=st.characters(codec=None, categories=("Cc", "Cf", "Cs", "Mn", "Zs")), max_size=30))
+anything = st.one_of(any_text, st.none(), st.integers(), st.lists(any_text, max_size=4), st.dictionaries(st.sampled_from(["text", "tokens", "x"]),
+                     st.one_of(any_text, st.none(), st.integers(), st.lists(any_text, max_size=3)), max_size=3), st.binary(max_size=4))
+
+
+def find(text):
+    import re
+    from types import SimpleNamespace
+    return [SimpleNamespace(start=m.start(), end=m.end(), kind="email") for m in re.finditer(r"[\w.]+@[\w.]+", text)]
+
+
+def random_tagger(rows):
+    "A tagger that says anything, with probabilities, also invalid tags."
+    answers = []
+    for row in rows:
+        words = row["tokens"]
+        rng = np.random.default_rng(sum(map(ord, "".join(words))) % 2 ** 32)
+        p = rng.dirichlet(np.ones(5) / 2, len(words)) if len(words) else np.zeros((0, 5))
+        answers.append({"tags": [LABELS[i] for i in p.argmax(1)], "probabilities": p})
+    return answers
+
+
+def tagger():
+    return Predictor(random_tagger, task=TokenClassification(LABELS))
+
+
+def guard(**options):
+    rules = [MaxLength(characters=3000), Deny(["secret"]), Pattern("(a|aa)+b$", seconds=0.02), Personal(find=find),
+             ValidTags(LABELS, ["PER"]), AllowedTypes(["PER"]), MaxLength(words=3, on="output")]
+    return GuardedPredictor(tagger(), rules, **options)
+
+
+@quick
+@given(st.lists(anything, max_size=5))
+@example(["a" * 1_000_000, "", None, "\x00" * 50, "\ud800", {"tokens": []}, {"text": ""}, [[]]])
+def test_nothing_crashes_the_guard(items):
+    decisions = guard(abstain=0.5).decide(items)
+    assert len(decisions) == len(items)
+    for item, decision in zip(items, decisions):
+        assert decision.status in STATUSES
+        assert (decision.prediction is None) == (decision.status in ("refused", "abstained"))
+        assert decision.status == "answered" or decision.reasons
+        for entity in (decision.prediction or {}).get("entities", ()):
+            assert entity["type"] == "PER" and len(entity["text"].split()) <= 3 and entity["score"] >= 0.5
+    assert len(guard().predict(items)) == len(items)
+
+
+@quick
+@given(any_text, st.sampled_from(["secret", "SECRET", "s\u200becret", "ѕесret", "ｓｅｃｒｅｔ", "s\x00e\u0301cret"]), any_text)
+def test_a_denied_word_reaches_no_model(before, word, after):
+    seen = []
+    def spy(rows):
+        seen.extend(rows)
+        return random_tagger(rows)
+    watched = GuardedPredictor(Predictor(spy, task=TokenClassification(LABELS)), [Deny(["secret"]), Personal(find=find)])
+    assert watched.decide([f"{before} {word} {after}", [before, word, after]])[0].status == "refused"
+    watched.decide([f"{before} ada@example.org {after}", [before, "ada@example.org", after]])
+    assert not any(find(" ".join(row["tokens"])) or "ada" in str(row.get("text", "")) for row in seen)
+
+
+class Breaks(Rule):
+    "Fails on some rows, in one of many ways."
+    def __init__(self, on, how): self.on, self.how, self.name = on, how, "breaks"
+    def apply(self, row, prediction):
+        if "boom" in str(row):
+            if self.how == "none":
+                return None
+            raise {"value": ValueError, "memory": MemoryError, "recursion": RecursionError, "stop": StopIteration}[self.how]("boom")
+        return (row if prediction is None else prediction), []
+
+
+@pytest.mark.parametrize("on", ["input", "output"])
+@pytest.mark.parametrize("how", ["value", "memory", "recursion", "stop", "none"])
+def test_a_rule_that_breaks_closes_its_row_only(on, how):
+    decisions = GuardedPredictor(tagger(), [Breaks(on, how)]).decide(["fine words", "boom goes", "more words"])
+    assert [d.status == "refused" for d in decisions] == [False, True, False]
+
+
+@pytest.mark.parametrize("broken", ["detector", "predictor", "scaling", "labels"])
+def test_a_stage_that_breaks_closes_its_row_only(broken):
+    class Detector:
+        def score(self, rows):
+            if broken == "detector" and any("boom" in row["tokens"] for row in rows):
+                raise RuntimeError
+            return np.zeros(len(rows))
+    def predict(rows):
+        if broken == "predictor" and any("boom" in row["tokens"] for row in rows):
+            raise RuntimeError
+        return random_tagger(rows)
+    def scaling(p):
+        if broken == "scaling" and len(p) != 2:
+            raise RuntimeError
+        return p
+    made = GuardedPredictor(Predictor(predict, task=TokenClassification(LABELS)), detector=Detector(), limit=1.0, scaling=scaling,
+                            rules=[ValidTags(LABELS[:3] if broken == "labels" else LABELS)])
+    statuses = [d.status for d in made.decide(["two words", "boom", "two more"])]
+    if broken != "labels":
+        assert [s == "refused" for s in statuses] == [False, True, False]
+    assert len(statuses) == 3
+
+
+@quick
+@given(st.one_of(st.floats(), st.none(), st.text(max_size=3), st.booleans()))
+def test_a_confidence_that_is_none_lets_nothing_pass(score):
+    answer = [{"label": "a", "score": score}]
+    status = GuardedPredictor(Predictor(lambda rows: answer * len(rows)), abstain=0.5).decide(["x"])[0].status
+    good = isinstance(score, float) and math.isfinite(score) and score >= 0.5
+    assert status == ("answered" if good else "abstained")
+
+
+def test_the_guarded_predictor_is_a_predictor_for_checks():
+    from safetune.calibration import CalibrationError, Temperature
+    rows = [{"tokens": ["Ada", "met", f"Bob{i}"], "tags": ["B-PER", "O", "B-PER"]} for i in range(60)]
+    assert CalibrationError("entities")(guard(scaling=Temperature()), rows).verdict in ("pass", "fail", "not enough evidence")
+    assert all(len(p["tags"]) == 3 for p in guard().predict(rows))
+    assert "Ada" not in str(GuardedPredictor(tagger(), [Call(lambda row: False, on="input")]).predict(rows[:1])[0])
+
+
+@quick
+@given(any_text, any_text)
+def test_the_check_of_sources_takes_any_text(answer, source):
+    for one in support(answer, [source]):
+        assert 0 <= one.score <= 1 and answer[one.start:one.end] == one.text
+    assert isinstance(is_refusal(answer), bool)
+
+
+@quick
+@given(st.text(max_size=60))
+def test_sentences_do_not_overlap_and_leave_out_no_word(text):
+    places = sentences(text)
+    assert all(a < b for a, b in places) and all(x[1] <= y[0] for x, y in zip(places, places[1:]))
+    outside, at = "", 0
+    for a, b in places:
+        outside, at = outside + text[at:a], b
+    assert not any(c.isalnum() for c in outside + text[at:])
+
+
+def test_a_text_supports_itself_and_no_changed_number():
+    source = "Acme was founded in Lyon in 1987. It sold 1,234 lamps for 3.5 million euros to Marie Duval."
+    assert all(one.supported for one in support(source, [source]))
+    for old, new in (("1987", "1988"), ("1,234", "1,235"), ("3.5", "3.6"), ("Marie", "Maria"), ("Lyon", "Turin")):
+        assert not all(one.supported for one in support(source.replace(old, new), [source]))
+    guarded = GuardedPredictor(Predictor(lambda rows: [{"label": "x", "text": "It sold 9 lamps."} for _ in rows]), [Grounded()])
+    assert guarded.decide([{"text": "?", "sources": [source]}, {"text": "?"}])[0].status == "refused"
