@@ -594,12 +594,12 @@ def shap(explainer: Explainer, subjects: list,
         found.append(Scores(words=paired.mean(0).T, complete=True, details=[{"errors": e} for e in error.T]))
     return found
 
-# %% ../nbs/14_explain.ipynb #c0bab366
+# %% ../nbs/14_explain.ipynb #d62b14ee
 @method("lime")
 def lime(explainer: Explainer, subjects: list,
          samples: int = 200,     # random sets of hidden words
          width: float = 0.25,    # sigma of the kernel
-         ridge: float = 1.0,     # penalty of the regression
+         ridge: float = 1e-3,    # penalty of the regression, for weights that add up to 1
          seed: int = 0,
         ) -> list:
     "Weights of a local linear model (Ribeiro et al. 2016); `details` has its fit, the weighted R2."
@@ -613,7 +613,8 @@ def lime(explainer: Explainer, subjects: list,
     for mask, values in zip(masks, explainer.values(subjects, masks)):
         share = mask.mean(1) if mask.shape[1] else np.ones(len(mask))
         weight = np.exp(-(1 - np.sqrt(share)) ** 2 / width ** 2)[:, None]   # cosine to the full text is sqrt(share)
-        x, y = mask - (weight * mask).sum(0) / weight.sum(), values - (weight * values).sum(0) / weight.sum()
+        weight /= weight.sum()
+        x, y = mask - (weight * mask).sum(0), values - (weight * values).sum(0)
         slope = np.linalg.solve(x.T @ (weight * x) + ridge * np.eye(x.shape[1]), x.T @ (weight * y))
         left = (weight * (y - x @ slope) ** 2).sum(0) / np.maximum((weight * y ** 2).sum(0), 1e-300)
         found.append(Scores(words=slope.T, details=[{"fit": float(1 - part)} for part in left]))
