@@ -504,7 +504,7 @@ def integrated_gradients(explainer: Explainer, subjects: list,
     ways, _ = explainer.gradients(subjects, items)
     return [Scores(pieces=pieces, complete=True) for pieces in ways]
 
-# %% ../nbs/14_explain.ipynb #3e606d04
+# %% ../nbs/14_explain.ipynb #e33b086b
 def _captum():
     "Captum, or one line on how to get it."
     try:
@@ -523,15 +523,16 @@ def layers_of(model) -> list:    # modules, the embeddings first
 
 @method("layer integrated gradients")
 def layer_integrated_gradients(explainer: Explainer, subjects: list,
-                               layer: int = 0,      # 0: the word embeddings; k: what layer k gives
+                               layer: int = None,   # 0: the word embeddings; k: what layer k gives; None: the middle
                                steps: int = 32,     # gradients an input
                               ) -> list:
     "Integrated gradients between the hidden states of a layer, by captum."
-    if layer == 0:
-        return integrated_gradients(explainer, subjects, steps)
     if not explainer.has_gradients:
         raise InputError("a function has no layers", "use occlusion, shap or lime")
+    if layer == 0:
+        return integrated_gradients(explainer, subjects, steps)
     stack = layers_of(explainer.model)
+    layer = len(stack) // 2 if layer is None else layer
     if not 0 <= layer < len(stack):
         raise InputError(f"there is no layer {layer}", f"give a number from 0 to {len(stack) - 1}")
     found = [np.zeros((len(subject.targets), len(subject.word_at))) for subject in subjects]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARES', 'BETTER', 'ranks', 'eraser_masks', 'erasure', 'monotonicity', 'infidelity', 'sensitivity', 'measures',
            'random_measures', 'Faithfulness', 'replace_gate', 'plot_gains', 'randomised', 'rank_correlation', 'Sanity',
-           'plot_sanity', 'Trust', 'plot_trust', 'read_rationale', 'agreement', 'Plausibility']
+           'plot_sanity', 'Trust', 'plot_trust', 'read_rationale', 'agreement', 'chance_auprc', 'Plausibility']
 
 # %% ../nbs/14a_faithfulness.ipynb #594a96df
 import copy
@@ -334,7 +334,7 @@ def plot_sanity(parts: dict,    # method -> parts of `Sanity`
     figure.supxlabel("made random", fontsize=9)
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #ed7dc18a
+# %% ../nbs/14a_faithfulness.ipynb #f5a7d3a6
 class Trust(Check):
     "Which explanation can be trusted for this model and these data?"
     name, question = "explanations", "Is there an explanation of this model that can be trusted?"
@@ -382,7 +382,6 @@ class Trust(Check):
                  "No explanation of this model can be trusted.")
         flagged = [m for m in found if sane[m].verdict == "fail"]
         words += f" Flagged, since they survive random weights: {', '.join(flagged)}." if flagged else ""
-        reference = found[best] if good else replace_gate(copy.copy(found[best]), self.gate)
         if good:
             result = Result(self.name, found[best].measure, found[best].interval, "rows", self.gate, found[best].p_value)
         else:      # the best of the rest may beat chance and yet be flagged
@@ -416,7 +415,7 @@ def plot_trust(result: Result) -> "matplotlib Figure":
     axis.set_title("blue: trusted; hollow red: survives random weights", fontsize=8, loc="left")
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #8ef695a5
+# %% ../nbs/14a_faithfulness.ipynb #02323827
 def read_rationale(rationale,      # a bool a word, or a list of (first word, after the last word)
                    n_words: int,
                   ) -> np.ndarray:    # bool, one a word
@@ -458,8 +457,14 @@ def agreement(scores: np.ndarray,       # one a word
     own, human = _runs(chosen), _runs(marked)
     p, r = _iou_hits(own, human) / len(own), _iou_hits(human, own) / len(human)
     f1 = lambda p, r: 2 * p * r / (p + r) if p + r else 0.0
-    return {"token F1": f1(precision, recall), "IoU F1": f1(p, r), "AUPRC": float(average_precision_score(marked, scores)),
-            "marked": float(marked.mean())}
+    return {"token F1": f1(precision, recall), "IoU F1": f1(p, r), "AUPRC": float(average_precision_score(marked, scores))}
+
+def chance_auprc(marked: np.ndarray,    # bool, one a word
+                 draws: int = 50, seed: int = 0) -> float:
+    "Mean AUPRC of random scores."
+    from sklearn.metrics import average_precision_score
+    rng = np.random.default_rng(seed)
+    return float(np.mean([average_precision_score(marked, rng.random(len(marked))) for _ in range(draws)]))
 
 class Plausibility(Check):
     "Do the words that the explanation names agree with those that people marked?"
@@ -490,10 +495,10 @@ class Plausibility(Check):
         share = float(np.mean([m.mean() for _, m in kept]))
         scores = pd.DataFrame([agreement(e.scores, m, share) for e, m in kept])
         clusters, parts = [e.row for e, _ in kept], []
-        columns = {name: scores[name] for name in ("token F1", "IoU F1", "AUPRC")} | {"gain": scores["AUPRC"] - scores["marked"]}
+        columns = {name: scores[name] for name in ("token F1", "IoU F1", "AUPRC")} | {"gain": scores["AUPRC"] - [chance_auprc(m, seed=self.seed) for _, m in kept]}
         for name, values in columns.items():
             interval = cluster_bootstrap(np.stack([values, np.ones(len(values))], 1), ratio, clusters, self.resamples,
                                          self.confidence, self.seed, bounds=(-1, 1) if name == "gain" else (0, 1))
             parts.append(Result(name, "agreement with people", interval, "rows"))
         gain = parts.pop()
-        return Result(self.name, "AUPRC above the share of marked words", gain.interval, "rows", self.gate, parts=parts)
+        return Result(self.name, "gain in AUPRC over random scores", gain.interval, "rows", self.gate, parts=parts)
