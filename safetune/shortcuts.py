@@ -58,7 +58,7 @@ def plot_drivers(table: pd.DataFrame,    # from `drivers`
     figure.supxlabel("mean score in the texts that hold the word", fontsize=9)
     return figure
 
-# %% ../nbs/14b_shortcuts.ipynb #863520b0
+# %% ../nbs/14b_shortcuts.ipynb #f1be098b
 def _units(rows, task):
     "What can be judged: (row, gold label, targets by label)."
     found = []
@@ -107,17 +107,23 @@ def word_effects(explainer: Explainer,
     masks = [np.vstack([np.ones((1, len(words)), dtype=bool), *(np.array([v != w for v in words])[None] for w in own)])
              for words, own in zip(folded, known)]
     scores = explainer.values(subjects, masks)
-    right = np.array([labels.index(g) for g in gold])
-    heat = _temperature(np.stack([s[0] for s in scores]), right)
+    right, full = np.array([labels.index(g) for g in gold]), np.stack([score[0] for score in scores])
+    places = defaultdict(list)
+    for unit, own in enumerate(known):
+        for k, word in enumerate(own):
+            places[word].append((unit, k + 1))
     lines = []
-    for subject, own, score, answer in zip(subjects, known, scores, right):
-        p = softmax(score / heat, axis=1)
-        for w, without in zip(own, p[1:]):
-            lines += [(subject.number, w, label, p[0, k], without[k], float(answer == k)) for k, label in enumerate(labels)
-                      if label != "O"]
+    for word, found in places.items():
+        at = np.array([unit for unit, _ in found])
+        others = np.setdiff1d(np.arange(len(full)), at)
+        heat = _temperature(full[others], right[others]) if len(others) >= least else 1.0
+        p = softmax(full[at] / heat, axis=1)
+        without = softmax(np.stack([scores[unit][k] for unit, k in found]) / heat, axis=1)
+        lines += [(subjects[unit].number, word, label, p[i, k], without[i, k], float(right[unit] == k))
+                  for k, label in enumerate(labels) if label != "O" for i, unit in enumerate(at)]
     return pd.DataFrame(lines, columns=["row", "word", "label", "p", "without", "gold"])
 
-# %% ../nbs/14b_shortcuts.ipynb #48f272b5
+# %% ../nbs/14b_shortcuts.ipynb #2bc2101d
 class Shortcuts(Check):
     "Does a word act on the model far beyond its evidence?"
     name, question = "shortcuts", "Is there a word that the model leans on more than the labels justify?"
@@ -148,7 +154,7 @@ class Shortcuts(Check):
         unit = "entities" if "tags" in rows[0] else "texts"
         seen = f"Of {table['word'].nunique()} words in at least {self.least} {unit}, {len(words)} act on a label."
         if not words:
-            return Result(self.name, "excess of a word over its evidence", Interval(0, 0, 0, table["word"].nunique(), self.confidence,
+            return Result(self.name, "excess over the evidence that a word makes", Interval(0, 0, 0, table["word"].nunique(), self.confidence,
                           "no word acts"), "words", self.gate).introduce(seen)
         for word, p in zip(words, benjamini_hochberg([word.p_value for word in words])):
             word.p_value = word.p_adjusted = float(p)     # corrected over the words that act
@@ -158,7 +164,7 @@ class Shortcuts(Check):
         worst = words[0]
         result = Result(self.name, worst.measure, worst.interval, unit, self.gate, worst.p_value, parts=words[:30],
                         rows=[{"word": w.word, "label": w.label, "effect": w.effect.value, "evidence": w.evidence,
-                               "excess": w.value, "low": w.low, "n": w.n, "p": w.p_value} for w in words],
+                               "excess": w.excess.value, "blame": w.value, "low": w.low, "n": w.n, "p": w.p_value} for w in words],
                         figure=lambda: plot_shortcuts(result))
         result.p_adjusted, result.tests, result.words = worst.p_adjusted, worst.tests, words
         named = f" Accused: {', '.join(w.name for w in accused[:5])}." if accused else " None is accused."
@@ -175,9 +181,10 @@ class Shortcuts(Check):
         if effect.low <= self.acts:
             return None
         excess = cluster_bootstrap(sums((group["p"] - group["gold"]).to_numpy()), ratio, resamples=self.resamples, **options)
-        limit = self.gate or Gate("max", 0.0)
-        part = Result(f"{word} → {label}", "excess over the evidence", excess, "clusters", self.gate, gate_p_value(excess, limit))
-        part.word, part.label, part.effect = word, label, effect
+        own = min((effect, excess), key=lambda interval: interval.low)      # both must be beyond the limit
+        p = max(gate_p_value(interval, self.gate or Gate("max", 0.0)) for interval in (effect, excess))
+        part = Result(f"{word} → {label}", "excess over the evidence that the word makes", own, "clusters", self.gate, p)
+        part.word, part.label, part.effect, part.excess = word, label, effect, excess
         part.evidence = float((group["gold"] - group["without"]).mean())
         return part
 
