@@ -270,7 +270,7 @@ class Explainer:
         "Explanations of rows by a method of `METHODS`; see `explain`."
         return explain(self, rows, method, targets, **options)
 
-# %% ../nbs/14_explain.ipynb #a08c6de5
+# %% ../nbs/14_explain.ipynb #ceaf7f76
 def _inputs(explainer, subjects):
     "Tensors of a batch of subjects, see `Explainer.inputs`."
     task, device = explainer.task, explainer.device
@@ -312,7 +312,7 @@ def _values(explainer, subjects, masks):
         keep = torch.ones(word.shape, dtype=torch.bool)
         for i, (s, m) in enumerate(batch):
             at = subjects[s].word_at
-            keep[i, :len(at)] = torch.from_numpy(np.where(at >= 0, masks[s][m][at], True))
+            keep[i, :len(at)] = torch.from_numpy(np.append(masks[s][m], True)[at])    # -1, the last, is a special token
         values = explainer.outputs(torch.where(keep.to(word.device)[..., None], embeds, baseline), rest, weights)
         for (s, m), value in zip(batch, values.double().cpu().numpy()):
             found[s][m] = value
@@ -432,7 +432,7 @@ class Explanation:
     def _repr_html_(self) -> str:
         return text_html([self])
 
-# %% ../nbs/14_explain.ipynb #55d134cc
+# %% ../nbs/14_explain.ipynb #a16b0b8b
 METHODS = {}    # name -> function (explainer, subjects, **options) -> list of `Scores`, one a subject
 
 @dataclass
@@ -471,7 +471,7 @@ def explain(explainer: Explainer,
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}", f"use one of {', '.join(METHODS)}")
     subjects = explainer.subjects(rows, targets)
-    ends = explainer.values(subjects, [np.array([[True] * len(s.words), [False] * len(s.words)]) for s in subjects])
+    ends = explainer.values(subjects, [np.repeat([[True], [False]], len(s.words), axis=1) for s in subjects])
     found = []
     for subject, (value, base), scores in zip(subjects, ends, METHODS[method](explainer, subjects, **options)):
         words = scores.words if scores.pieces is None else to_words(scores.pieces, subject.word_at, len(subject.words))
@@ -549,7 +549,7 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
                 found[s][t] = pieces[:len(subjects[s].word_at)]
     return [Scores(pieces=pieces, complete=True) for pieces in found]
 
-# %% ../nbs/14_explain.ipynb #0fbe65db
+# %% ../nbs/14_explain.ipynb #2faf5611
 @method("occlusion")
 def occlusion(explainer: Explainer, subjects: list,
               window: int = 1,    # neighbouring words that are hidden together
@@ -582,7 +582,8 @@ def shap(explainer: Explainer, subjects: list,
         drawn = [rng.permutation(n) for _ in range(pairs)]
         orders.append([o for order in drawn for o in (order, order[::-1])])
         rank = np.array([np.argsort(o) for o in orders[-1]]).reshape(2 * pairs, 1, n)
-        masks.append((rank < np.arange(n + 1)[None, :, None]).reshape(-1, n))    # the first 0, 1, ..., n words
+        first = rank < np.arange(n + 1)[None, :, None]                           # the first 0, 1, ..., n words
+        masks.append(first.reshape(2 * pairs * (n + 1), n))
     found = []
     for subject, order, values in zip(subjects, orders, explainer.values(subjects, masks)):
         n = len(subject.words)
