@@ -108,7 +108,7 @@ def as_probability(target: Target,
     value = np.asarray(value, dtype=float)
     return np.exp(np.minimum(value, 0)) if target.against is None else 1 / (1 + np.exp(-np.clip(value, -500, 500)))
 
-# %% ../nbs/14_explain.ipynb #d39600ce
+# %% ../nbs/14_explain.ipynb #282d56e5
 @dataclass
 class Subject:
     "One input to explain."
@@ -164,14 +164,15 @@ def _tag_subjects(predictor, rows, targets):
                           [_places(predictor.task, target, first) for target in own])
 
 def _window(encoding, windows, target):
-    "The window in which a span lies farthest from an edge. Raises `InputError` if none holds all of it."
-    best = None
-    for window in windows:
-        ids = encoding.word_ids(window)
+    "The window in which a span lies farthest from an edge, as `encode_words` chooses. `InputError` if none holds it."
+    best = (-1, None)
+    for k, window in enumerate(windows):
+        ids = [w for w in encoding.word_ids(window) if w is not None]
         if all(w in ids for w in range(*target.words)):
-            first, last = ids.index(target.words[0]), len(ids) - 1 - ids[::-1].index(target.words[1] - 1)
-            best = max(best or (-1, 0), (min(first, len(ids) - 1 - last), window))
-    if best is None:
+            left, right = ids.index(target.words[0]), len(ids) - 1 - ids.index(target.words[1] - 1)
+            room = min(left if k else math.inf, right if k + 1 < len(windows) else math.inf)    # an end of the text is no edge
+            best = (room, window) if room > best[0] else best
+    if best[1] is None:
         raise InputError(f"the entity of words {target.words[0]} to {target.words[1]} fits into no window",
                          "raise max_length, or check the span")
     return best[1]
