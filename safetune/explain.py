@@ -550,7 +550,7 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
                 found[s][t] = pieces[:len(subjects[s].word_at)]
     return [Scores(pieces=pieces, complete=True) for pieces in found]
 
-# %% ../nbs/14_explain.ipynb #2faf5611
+# %% ../nbs/14_explain.ipynb #049eaf36
 @method("occlusion")
 def occlusion(explainer: Explainer, subjects: list,
               window: int = 1,    # neighbouring words that are hidden together
@@ -588,11 +588,11 @@ def shap(explainer: Explainer, subjects: list,
     found = []
     for subject, order, values in zip(subjects, orders, explainer.values(subjects, masks)):
         n = len(subject.words)
-        steps = np.diff(values.reshape(len(order), n + 1, -1), axis=1)       # orders, places, targets
+        steps = np.diff(values.reshape(len(order), n + 1, values.shape[1]), axis=1)       # orders, places, targets
         credit = np.zeros_like(steps)
         for k, o in enumerate(order):
             credit[k, o] = steps[k]
-        paired = credit.reshape(pairs, 2, n, -1).mean(1)
+        paired = credit.reshape(pairs, 2, n, values.shape[1]).mean(1)
         error = paired.std(0, ddof=1) / math.sqrt(pairs) if pairs > 1 else np.full(paired.shape[1:], np.nan)
         found.append(Scores(words=paired.mean(0).T, complete=True, details=[{"errors": e} for e in error.T]))
     return found
