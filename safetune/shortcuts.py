@@ -123,7 +123,7 @@ def word_effects(explainer: Explainer,
                   for k, label in enumerate(labels) if label != "O" for i, unit in enumerate(at)]
     return pd.DataFrame(lines, columns=["row", "word", "label", "p", "without", "gold"])
 
-# %% ../nbs/14b_shortcuts.ipynb #2bc2101d
+# %% ../nbs/14b_shortcuts.ipynb #79653660
 class Shortcuts(Check):
     "Does a word act on the model far beyond its evidence?"
     name, question = "shortcuts", "Is there a word that the model leans on more than the labels justify?"
@@ -189,23 +189,26 @@ class Shortcuts(Check):
         return part
 
 def plot_shortcuts(result: Result,    # of `Shortcuts`
-                   names: int = 8,    # words that are written beside their point
+                   names: int = 8,    # accused words that are written beside their point
                   ):                  # matplotlib Figure
-    "Effect of each acting word against its evidence; the accused in red."
+    "Effect of each acting word against its evidence; the accused in red, above both limits."
     import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    ends = [-0.1, 0.1]
-    for place, word in enumerate(getattr(result, "words", [])):
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    words = getattr(result, "words", [])
+    for word in words:
         bad = word.verdict == "fail"
-        axis.plot(word.evidence, word.effect.value, "o", color="tab:red" if bad else "tab:blue", alpha=0.9 if bad else 0.5)
-        if bad or place < names:
-            axis.annotate(word.name.replace("$", r"\$")[:30], (word.evidence, word.effect.value), xytext=(4, 3),
-                          textcoords="offset points", fontsize=7)
-        ends += [word.evidence, word.effect.value]
-    low, high = min(ends) - 0.05, max(ends) + 0.05
-    axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
+        axis.plot(word.evidence, word.effect.value, "o", color="tab:red" if bad else "tab:blue", alpha=0.9 if bad else 0.4)
+    for word in [word for word in words if word.verdict == "fail"][:names]:
+        axis.annotate(word.name.replace("$", r"\$")[:30], (word.evidence, word.effect.value), xytext=(4, 5),
+                      textcoords="offset points", fontsize=8)
+    ends = [word.evidence for word in words] + [-0.1, 0.1]
+    x = np.array([min(ends) - 0.05, max(ends) + 0.05])
+    axis.plot(x, x, color="grey", linewidth=0.8, label="effect = evidence")
     if result.gate:
-        axis.plot([low, high], [low + result.gate.limit, high + result.gate.limit], color="black", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="evidence: what the gold labels say", ylabel="effect: what the model makes of it", xlim=(low, high), ylim=(low, high))
+        axis.plot(x, np.maximum(x + result.gate.limit, result.gate.limit), color="black", linewidth=0.8, linestyle="--",
+                  label="limit of effect and excess")
+    axis.set(xlabel="evidence: what the gold labels say", ylabel="effect: what the model makes of it", xlim=x,
+             ylim=(-0.03, max([word.effect.value for word in words] + [0.2]) + 0.08))
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
