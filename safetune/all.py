@@ -13,10 +13,13 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'Counterfactual', 'GroupGap', 'GroupThresholds', 'PairPreference', 'WordAssociation', 'demographic_parity',
            'equalised_odds', 'fairness_checks', 'reweigh', 'run_fairness', 'NOISES', 'Defended', 'NoiseRobustness',
            'Normaliser', 'normalise', 'perturb', 'RECIPES', 'AttackRobustness', 'attack_rows', 'get_attack',
-           'textattack_model', 'AdversarialInput', 'CharacterModel', 'Mahalanobis', 'Perplexity', 'Stability',
-           'judge_detectors']
+           'textattack_model', 'AuditLog', 'Finding', 'Findings', 'clean', 'replay', 'undo', 'LabelErrors',
+           'out_of_fold', 'PersonalData', 'Pseudonyms', 'Recogniser', 'Redactor', 'find_personal', 'redact',
+           'Duplicates', 'Lexicon', 'Shortcuts', 'entity_overlap', 'screen', 'CanaryExposure', 'MembershipInference',
+           'RedactingPredictor', 'train_shadows', 'AdversarialInput', 'CharacterModel', 'Mahalanobis', 'Perplexity',
+           'Stability', 'judge_detectors']
 
-# %% ../nbs/22_all.ipynb #fd56a704
+# %% ../nbs/22_all.ipynb #b26fac2c
 from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
 from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
                              detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
@@ -26,13 +29,18 @@ from .detection import (AdversarialInput, CharacterModel, Mahalanobis, Perplexit
                                 judge_detectors)
 from .fairness import (Counterfactual, GroupGap, GroupThresholds, PairPreference, WordAssociation,
                                demographic_parity, equalised_odds, fairness_checks, reweigh, run_fairness)
+from .findings import AuditLog, Finding, Findings, clean, replay, undo
+from .labels import LabelErrors, out_of_fold
 from .losses import LOSSES, get_loss, weights_from_counts
 from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
                               bootstrap_scores, classification_scores, confusion, entities, entity_scores,
                               load_metric, plot_confusion, regression_scores, report, token_scores)
+from .personal import PersonalData, Pseudonyms, Recogniser, Redactor, find_personal, redact
 from .predict import Predictor
+from .privacy import CanaryExposure, MembershipInference, RedactingPredictor, train_shadows
 from .robustness import NOISES, Defended, NoiseRobustness, Normaliser, normalise, perturb
 from .sample import sample_ner, sample_text
+from .screening import Duplicates, Lexicon, Shortcuts, entity_overlap, screen
 from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
@@ -52,4 +60,8 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "demographic_parity", "equalised_odds", "fairness_checks", "reweigh", "run_fairness",
          "NOISES", "Defended", "NoiseRobustness", "Normaliser", "normalise", "perturb",
          "RECIPES", "AttackRobustness", "attack_rows", "get_attack", "textattack_model",
+         "AuditLog", "Finding", "Findings", "clean", "replay", "undo", "LabelErrors", "out_of_fold",
+         "PersonalData", "Pseudonyms", "Recogniser", "Redactor", "find_personal", "redact",
+         "Duplicates", "Lexicon", "Shortcuts", "entity_overlap", "screen",
+         "CanaryExposure", "MembershipInference", "RedactingPredictor", "train_shadows",
          "AdversarialInput", "CharacterModel", "Mahalanobis", "Perplexity", "Stability", "judge_detectors"]

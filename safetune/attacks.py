@@ -287,7 +287,7 @@ def inside_target(case: Case, now: Wording, i: int) -> bool:
     _, start, end = now.spans[case.target]
     return start <= i < end
 
-# %% ../nbs/13a_attacks.ipynb #711b77ea
+# %% ../nbs/13a_attacks.ipynb #3d6d2181
 @dataclass(frozen=True)
 class Budget:
     "How many words of the original may change: a share, but at least one word, and at most so many."
@@ -306,7 +306,7 @@ class Encoder:
     "Sentence embeddings: mean of the last hidden state, scaled to length one. Raises `InputError` if there is no model."
     def __init__(self,
                  name: str = None,           # folder or Hub name of an encoder; None: `example_encoder()`
-                 batch_tokens: int = 8192,   # tokens of a batch
+                 batch_tokens: int | None = None,   # tokens of a batch
                  cache_size: int = 50_000):
         from transformers import AutoModel
         self.name = str(name or example_encoder())
@@ -462,13 +462,13 @@ def embedding_neighbours(name: str,      # folder or Hub name of a model
     matrix = _pretrained(AutoModel, str(name)).get_input_embeddings().weight.detach().cpu().numpy()
     return Neighbours(words, matrix[ids], **options)
 
-# %% ../nbs/13a_attacks.ipynb #cbd2b394
+# %% ../nbs/13a_attacks.ipynb #589c6be2
 class MaskedWords:
     "Service: the whole words that a masked language model finds likely in a place."
     def __init__(self,
                  name: str,                  # folder or Hub name of a masked language model
                  k: int = 16,                # words an answer
-                 batch_tokens: int = 8192):
+                 batch_tokens: int | None = None):
         from transformers import AutoModelForMaskedLM
         self.tokenizer, self.k, self.batch_tokens = load_tokenizer(str(name)), k, batch_tokens
         if self.tokenizer.mask_token is None:
@@ -1070,19 +1070,23 @@ class AttackRobustness(Check):
         return result.introduce(f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
                                 f"{np.mean([o.queries for o in outcomes]):.0f} queries a case.")
 
-# %% ../nbs/13a_attacks.ipynb #4fd47a46
+# %% ../nbs/13a_attacks.ipynb #267bd069
 def plot_success(outcomes: dict,     # name -> outcomes
                  largest: float = None,   # share of words on the right edge; None: the largest that occurs
                 ):                   # matplotlib Figure
-    "Success rate against the share of words that may change, with Wilson intervals."
+    "Success rate against the share of words that may change; the Wilson intervals stand at the right edge."
     import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     largest = largest or max((o.share for found in outcomes.values() for o in found if o.reached), default=0.1) * 1.05
-    grid = np.linspace(0, largest, 60)
-    for name, found in outcomes.items():
+    grid, step = np.linspace(0, largest, 60), largest / 40
+    for place, (name, found) in enumerate(outcomes.items(), 1):
         rates = [wilson(sum(o.reached and o.share <= share for o in found), len(found)) for share in grid]
         line, = axis.step(grid, [rate.value for rate in rates], where="post", label=name)
-        axis.fill_between(grid, [rate.low for rate in rates], [rate.high for rate in rates], step="post", alpha=0.15, color=line.get_color())
+        edge, last = largest + place * step, rates[-1]
+        axis.plot([largest, edge], [last.value] * 2, ":", linewidth=0.8, color=line.get_color())
+        axis.errorbar(edge, last.value, [[last.value - last.low], [last.high - last.value]], fmt="o", markersize=3,
+                      capsize=2, color=line.get_color())
+    largest += (len(outcomes) + 1) * step
     axis.set(xlabel="share of words changed, at most", ylabel="attack success rate", ylim=(-0.02, 1.02), xlim=(0, largest))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)

@@ -88,7 +88,7 @@ def _worst_window(values, width):
     width = min(width, len(values))
     return float((sums[width:] - sums[:-width]).max() / width)
 
-# %% ../nbs/13b_detection.ipynb #85b48f4d
+# %% ../nbs/13b_detection.ipynb #ceaec42c
 class Perplexity:
     "Detector: mean negative log-likelihood of the pieces under a language model. Raises `InputError` if it cannot be had."
     name = "language model"
@@ -96,7 +96,7 @@ class Perplexity:
     def __init__(self,
                  model: str,                # folder or Hub name
                  kind: str = "masked",      # or "causal"
-                 batch_tokens: int = 8192):
+                 batch_tokens: int | None = None):
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
         if kind not in ("masked", "causal"):
             raise InputError(f"unknown kind {kind!r}", "choose 'masked' or 'causal'")

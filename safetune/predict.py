@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['complete', 'check_item', 'model_input', 'Predictor', 'to_json']
 
-# %% ../nbs/07_predict.ipynb #1a251801
+# %% ../nbs/07_predict.ipynb #d07f8a45
 import itertools
 import os
 from collections import OrderedDict
@@ -15,7 +15,8 @@ import torch
 
 from .data import InputError, well_formed
 from .metrics import entities
-from .tasks import Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model
+from .tasks import (Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model,
+                            tokens_for)
 
 # %% ../nbs/07_predict.ipynb #d7efcbca
 def complete(row: dict,      # what was asked
@@ -64,7 +65,7 @@ def model_input(row: dict,
     "What a model reads of a row; labels and metadata stay behind."
     return {name: row[name] for name in ("tokens", "text", "text_pair", *more) if name in row}
 
-# %% ../nbs/07_predict.ipynb #3ed9515b
+# %% ../nbs/07_predict.ipynb #60c20460
 class Predictor:
     """Predictions of a saved model, a Hub model, a model in memory, or a function
     (list of rows -> list of answers). Raises `InputError` if it cannot be had."""
@@ -72,7 +73,7 @@ class Predictor:
                  model,                      # folder, Hub name, transformers model, or function
                  tokenizer=None,             # for a model in memory
                  task: Task = None,          # None: as the model's configuration says
-                 batch_tokens: int = 8192,   # tokens of a batch, padding included
+                 batch_tokens: int = None,   # tokens of a batch, padding included; None: fits the device
                  max_length: int = None,     # longest input in subwords; None: what the model takes
                  stride: int = 64,           # overlap of the windows of a long row, in subwords
                  cache_size: int = 20_000,   # predictions that are remembered; 0 switches the cache off
@@ -96,6 +97,7 @@ class Predictor:
             model = load_model(str(name), self.task, self.tokenizer)
         self.task = task or task_of_model(model.config, str(name))
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.batch_tokens = self.batch_tokens or tokens_for(self.model.device)
         longest = max_input_length(self.tokenizer, self.model.config)
         self.max_length = min(max_length or longest, longest)
 

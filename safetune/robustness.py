@@ -589,7 +589,7 @@ def distinct_answers(predictor: Predictor,
     field = "tags" if "tokens" in rows[0] else "label"
     return [predictions[key][field] for key in keys]
 
-# %% ../nbs/13_robustness.ipynb #b4a0dd15
+# %% ../nbs/13_robustness.ipynb #dbb7543c
 def split_rows(data,             # rows, a Dataset, or a DatasetDict
               ) -> list:         # rows of the test split, or of the last one
     "The rows that a check reads. Raises `CannotRun` if there are none."
@@ -608,7 +608,7 @@ class NoiseRobustness(Check):
 
     def __init__(self,
                  noises=None,               # names or `Noise` objects; None: all of `NOISES`
-                 strengths=(0.1, 0.3),      # shares of eligible places that change
+                 strengths=(0.1,),          # shares of eligible places that change, such as (0.1, 0.3)
                  gate: Gate = "default", seed: int = 0,               # see `Check`
                  confidence: float = 0.95, resamples: int = 2000,     # see `Check`
                  examples: int = 3,         # rows to show for each part, the worst first

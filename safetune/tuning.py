@@ -5,20 +5,24 @@
 # %% auto #0
 __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'new_encoder', 'Settings', 'make_settings',
            'TrainingDiverged', 'last_checkpoint', 'layer_depth', 'shifted_embeddings', 'worst_shift', 'TaskTrainer',
-           'layer_groups', 'choose_precision', 'dropout_config', 'check_loggers', 'logger_callbacks', 'Progress',
-           'checkpoint_to_resume', 'training_arguments', 'training_loss', 'batch_sampler', 'make_trainer', 'Tuner',
-           'history_table', 'write_json', 'save_model', 'plot_history', 'suggest', 'search']
+           'layer_groups', 'add_lora', 'check_private', 'noise_for', 'spent_epsilon', 'PoissonSampler',
+           'seeded_generator', 'PrivateTrainer', 'choose_precision', 'dropout_config', 'check_loggers',
+           'logger_callbacks', 'Progress', 'checkpoint_to_resume', 'training_arguments', 'training_loss',
+           'batch_sampler', 'private_options', 'make_trainer', 'finish_run', 'Tuner', 'history_table', 'write_json',
+           'save_model', 'plot_history', 'suggest', 'search']
 
-# %% ../nbs/06_tuning.ipynb #6cc39608
+# %% ../nbs/06_tuning.ipynb #e8eb5513
 import dataclasses
 import json
 import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +94,10 @@ def new_encoder(texts,                     # iterable of texts, or of lists of w
     tokenizer.save_pretrained(folder)
     return str(folder)
 
-# %% ../nbs/06_tuning.ipynb #aa80f422
+# %% ../nbs/06_tuning.ipynb #9643ed43
 ADVERSARIAL_STEPS = {"fgm": 1, "pgd": 3}  # name -> steps up the gradient
 
+# %% ../nbs/06_tuning.ipynb #799c4466
 @dataclass(frozen=True)
 class Settings:
     "What a training run is made of. Raises `InputError` for values that make no sense."
@@ -115,8 +120,14 @@ class Settings:
     class_weights: str = None       # "balanced" or another method of `weights_from_counts`
     freeze: bool = False            # train the head only
     adversarial: str = None         # also train on embeddings moved the worst way: "fgm" or "pgd"
-    adversarial_size: float = 0.1   # how far, as a share of the norm of a row's embeddings
+    adversarial_size: float = 0.03  # how far, as a share of the norm of a row's embeddings
     layer_decay: float = 1.0        # factor on the learning rate from each layer to the one below it
+    lora_rank: int = None           # train low-rank updates of this rank, and the head, only
+    dp_epsilon: float = None        # train with differential privacy within this budget
+    dp_delta: float = None          # chance that the guarantee fails; None: rows ** -1.1
+    dp_clip: float = 1.0            # largest norm of the gradient of one row
+    # of sampling and noise; None draws both from the operating system, which the guarantee needs
+    dp_seed: int = None
     patience: int = None            # stop after so many epochs without a better validation score
     checkpoint_steps: int = None    # also save every so many steps, not only after each epoch
     # "auto": bf16 on a GPU that has it, else fp16, and float32 on a CPU; or "bf16", "fp16", "fp32"
@@ -130,6 +141,10 @@ class Settings:
                   "weight_decay": self.weight_decay >= 0, "clip": self.clip >= 0,
                   "dropout": self.dropout is None or 0 <= self.dropout < 1,
                   "layer_decay": 0 < self.layer_decay <= 1,
+                  "lora_rank": self.lora_rank is None or self.lora_rank >= 1,
+                  "dp_epsilon": self.dp_epsilon is None or 0 < self.dp_epsilon < math.inf,
+                  "dp_delta": self.dp_delta is None or 0 < self.dp_delta < 1,
+                  "dp_clip": 0 < self.dp_clip < math.inf,
                   "patience": self.patience is None or self.patience >= 1,
                   "batch_tokens": self.batch_tokens is None or self.batch_tokens >= 1,
                   "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
@@ -143,6 +158,7 @@ class Settings:
                 raise InputError(f"the setting {name} cannot be {getattr(self, name)!r}",
                                  "see safetune.tuning.Settings")
 
+# %% ../nbs/06_tuning.ipynb #ebc3707f
 def make_settings(**settings) -> Settings:
     "Settings by name. Raises `InputError` naming the known ones for an unknown name."
     known = [f.name for f in dataclasses.fields(Settings)]
@@ -305,6 +321,186 @@ def layer_groups(model, settings: Settings, decayed: list) -> list:
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
+# %% ../nbs/06_tuning.ipynb #8a84c732
+def add_lora(model, rank: int):  # peft's LoraModel, whose `merge_and_unload` adds the updates to the weights
+    """Put low-rank updates beside the linear maps of the encoder, and leave only these and the head to be
+    trained. Raises `InputError` if peft is missing."""
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ImportError:
+        raise InputError("lora_rank needs peft", "pip install 'safetune[privacy]'") from None
+    from transformers.pytorch_utils import Conv1D
+    base = model.base_model_prefix
+    linear = [name for name, module in model.named_modules()
+              if name.startswith(f"{base}.") and isinstance(module, (torch.nn.Linear, Conv1D))]
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear,
+                        fan_in_fan_out=turned)
+    lora = LoraModel(model, {"default": config}, "default")
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{base}."):
+            parameter.requires_grad = True
+    return lora
+
+# %% ../nbs/06_tuning.ipynb #5517c345
+def check_private(settings: Settings, features: list):
+    "Raise `InputError` where differential privacy cannot be had with these settings or rows."
+    try:
+        import opacus  # noqa: F401
+    except ImportError:
+        raise InputError("dp_epsilon needs opacus", "pip install 'safetune[privacy]'") from None
+    clashes = {"adversarial": "its gradients mix the rows of a batch", "class_weights":
+               "counts of the labels are not accounted for", "precision": "only float32 is supported"}
+    for name, why in clashes.items():
+        if getattr(settings, name) not in (None, "auto", "fp32"):
+            raise InputError(f"dp_epsilon cannot be combined with {name}: {why}", f"leave {name} out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("dp_epsilon runs in one process only", "start it without accelerate launch")
+    if len({feature["row"] for feature in features}) < len(features):
+        raise InputError("dp_epsilon protects rows, but a row is longer than the model's input",
+                         "cut long rows into shorter ones first")
+    if settings.batch_size * settings.accumulate > len(features):
+        raise InputError(f"a batch of {settings.batch_size * settings.accumulate} rows is more than the "
+                         f"{len(features)} there are", "lower batch_size")
+
+def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    "The least noise multiplier that spends no more than epsilon in so many steps."
+    from opacus.accountants.utils import get_noise_multiplier
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Optimal order")  # of a first guess, which is refined
+            return get_noise_multiplier(target_epsilon=epsilon, target_delta=delta, sample_rate=rate,
+                                        steps=steps, accountant="prv",
+                                        epsilon_tolerance=min(0.01, epsilon / 100))
+    except ValueError as error:
+        raise InputError(f"no noise gives dp_epsilon={epsilon:g} ({str(error).rstrip('.')})",
+                         "raise dp_epsilon, or train for fewer steps") from None
+
+def spent_epsilon(noise: float, delta: float, rate: float, steps: int) -> float:
+    "The epsilon that so many steps have spent: an upper bound."
+    from opacus.accountants import PRVAccountant
+    accountant = PRVAccountant()
+    accountant.history = [(noise, rate, steps)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order")
+        return float(accountant.get_epsilon(delta)) if steps else 0.0
+
+# %% ../nbs/06_tuning.ipynb #e0e83b47
+_SHARED = re.compile(r"position|relative_attention_bias")  # names of tables that a batch looks up once
+
+class PoissonSampler:
+    "Batches in which each row is with the same probability, independently: some are empty."
+    def __init__(self, lengths, expected: int, seed: int = None):
+        import numpy as np
+        self.lengths, self.rate, self.seed, self.epoch = np.asarray(lengths), expected / len(lengths), seed, 0
+        self.steps = math.ceil(len(lengths) / expected)
+
+    def set_epoch(self, epoch): self.epoch = epoch
+
+    def __len__(self): return self.steps
+
+    def __iter__(self):
+        generator = seeded_generator(self.seed, self.epoch)
+        for _ in range(self.steps):
+            chosen = torch.rand(len(self.lengths), generator=generator) < self.rate
+            yield chosen.nonzero().flatten().tolist()
+
+def seeded_generator(seed: int, number: int, device: str = "cpu") -> torch.Generator:
+    "Random numbers for an epoch or a step; from the operating system where there is no seed."
+    value = secrets.randbits(63) if seed is None else hash((seed, number)) % 2 ** 63
+    return torch.Generator(device).manual_seed(value)
+
+# %% ../nbs/06_tuning.ipynb #447f99e9
+class PrivateTrainer(TaskTrainer):
+    "Differentially private steps: a Poisson batch, gradients clipped row by row, noise."
+    def __init__(self, *args, loss, expected, noise, delta, **kwargs):
+        super().__init__(*args, **kwargs)
+        from opacus.grad_sample import GradSampleHooks
+        self.loss, self.expected, self.noise, self.delta = loss, expected, noise, delta
+        self.private = None
+        for name, parameter in self.model.named_parameters():
+            if _SHARED.search(name):  # looked up once for the whole batch
+                parameter.requires_grad = False
+        try:
+            self.hooks = GradSampleHooks(self.model, loss_reduction="sum")
+        except NotImplementedError as error:
+            raise InputError(f"this model cannot be trained with dp_epsilon ({str(error)[:150]})",
+                             "choose another model, or lora_rank") from None
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.portion = max(1, 2 ** 28 // trained)  # rows whose gradients take a gigabyte
+        self.data_collator = lambda members: {"members": torch.tensor([f["member"] for f in members])}
+        self.train_dataset = [{**feature, "member": i} for i, feature in enumerate(self.train_dataset)]
+        self.collate = Collator(self.tokenizer)
+
+    def create_optimizer(self, model=None):
+        from opacus.optimizers import DPOptimizer
+        if self.private is None:
+            self.private = DPOptimizer(super().create_optimizer(model), noise_multiplier=self.noise,
+                                       max_grad_norm=self.settings.dp_clip,
+                                       expected_batch_size=self.expected)
+            self.optimizer = self.private
+        return self.optimizer
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        optimizer, step = self.private, self.state.global_step
+        optimizer.zero_grad()
+        optimizer.generator = seeded_generator(self.settings.dp_seed, ~step, model.device.type)
+        members = sorted(inputs["members"].tolist(), key=lambda i: self.sampler.lengths[i])
+        portions = [members[i:i + self.portion] for i in range(0, len(members), self.portion)] or [[]]
+        total = 0.0
+        for number, portion in enumerate(portions, 1):
+            total += self._row_gradients(model, portion)
+            optimizer.signal_skip_step(number < len(portions))
+            if number < len(portions):  # clip and add up; the last portion is left to the Trainer's step
+                optimizer.step()
+                optimizer.zero_grad()
+        loss = torch.tensor(total / max(1, len(members)), device=model.device)
+        if not torch.isfinite(loss):
+            self._diverged(f"the loss became {float(loss)}")
+        return loss
+
+    def _row_gradients(self, model, members):
+        "Gradients of some rows, each kept apart in `grad_sample`; returns the sum of their losses."
+        if not members:  # an empty batch still gets noise
+            for parameter in self.private.params:
+                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+            return 0.0
+        batch = {k: v.to(model.device)
+                 for k, v in self.collate([self.train_dataset[i] for i in members]).items()}
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
+        total = sum(self.loss(logits[i:i + 1], labels[i:i + 1]) for i in range(len(members)))
+        with warnings.catch_warnings():  # that token numbers have no gradients is no news
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            total.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and getattr(parameter, "grad_sample", None) is None:
+                parameter.grad_sample = parameter.new_zeros((len(members), *parameter.shape))  # not used
+            if parameter.requires_grad and len(parameter.grad_sample) != len(members):
+                raise InputError(f"the parameter {name} has no gradient of its own for each row",
+                                 "this model cannot be trained with dp_epsilon; choose another")
+        return total.item()
+
+    def floating_point_ops(self, inputs): return 0
+
+    def report(self) -> dict:
+        "What the run has spent, up to the last step."
+        delta, rate, steps = self.delta, self.sampler.rate, self.state.global_step
+        return {"epsilon": spent_epsilon(self.noise, delta, rate, steps), "delta": delta,
+                "noise_multiplier": self.noise, "sample_rate": rate, "steps": steps,
+                "clip": self.settings.dp_clip, "unit": "row of the training split",
+                "accountant": "PRV (opacus)", "seeded": self.settings.dp_seed is not None}
+
+    def finish(self):
+        "Take the hooks off the model, and the row gradients off its parameters."
+        self.hooks.remove_hooks()
+        for parameter in self.model.parameters():
+            for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+
 # %% ../nbs/06_tuning.ipynb #6837e098
 def choose_precision(precision: str,  # as in `Settings`
                     ) -> dict:        # arguments of TrainingArguments
@@ -413,20 +609,22 @@ def checkpoint_to_resume(folder: Path,  # where checkpoints are kept
     write_json(note, record)
     return checkpoint if resume else None
 
-# %% ../nbs/06_tuning.ipynb #bd8450a0
+# %% ../nbs/06_tuning.ipynb #6628d887
 def training_arguments(folder: Path, settings: Settings, task, steps: int, loggers: list):
     "What `Settings` mean to `transformers.Trainer`."
+    private = bool(settings.dp_epsilon)  # clips and collects by itself, in float32
     arguments = TrainingArguments(
         output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.lr,
-        gradient_accumulation_steps=settings.accumulate, lr_scheduler_type=settings.schedule,
+        gradient_accumulation_steps=1 if private else settings.accumulate,
+        lr_scheduler_type=settings.schedule, max_grad_norm=0 if private else settings.clip,
         warmup_steps=round(settings.warmup * steps), weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip, eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
+        eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=task.metric,
         greater_is_better=task.greater_is_better, logging_steps=max(1, steps // 200),
         logging_nan_inf_filter=False, disable_tqdm=True, seed=settings.seed,
         report_to=loggers or "none", accelerator_config={"even_batches": False},
         restore_callback_states_from_checkpoint=True, dataloader_pin_memory=torch.cuda.is_available(),
-        **choose_precision(settings.precision))
+        **choose_precision("fp32" if private else settings.precision))
     # not DataParallel, which is slow and counts tokens wrongly; use accelerate launch
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
@@ -453,13 +651,27 @@ def batch_sampler(features: list, settings: Settings, processes: int) -> TokenBu
     return TokenBudgetSampler(lengths, settings.batch_tokens or max(max(lengths), average),
                               seed=settings.seed, multiple_of=processes)
 
-# %% ../nbs/06_tuning.ipynb #8b6289fa
+# %% ../nbs/06_tuning.ipynb #73d744e0
+def private_options(settings: Settings, features: list, loss):
+    "Poisson batches, and options of `PrivateTrainer` with the noise that keeps a run within its budget."
+    check_private(settings, features)
+    expected = settings.batch_size * settings.accumulate
+    sampler = PoissonSampler([len(feature["input_ids"]) for feature in features], expected, settings.dp_seed)
+    delta = settings.dp_delta or len(features) ** -1.1
+    noise = noise_for(settings.dp_epsilon, delta, sampler.rate, math.ceil(settings.epochs * len(sampler)))
+    return sampler, {"loss": loss, "expected": expected, "noise": noise, "delta": delta}
+
 def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     "A Trainer set up for one run of a `Tuner`."
     train, validation = tuner.features("train"), tuner.features("validation")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    sampler = batch_sampler(train, settings, processes)
-    steps = math.ceil(settings.epochs * math.ceil(len(sampler) / processes / settings.accumulate))
+    processes, kind, options = int(os.environ.get("WORLD_SIZE", 1)), TaskTrainer, {}
+    loss = training_loss(settings, tuner.task, train)
+    if settings.dp_epsilon:
+        kind, (sampler, options) = PrivateTrainer, private_options(settings, train, loss)
+        steps = math.ceil(settings.epochs * len(sampler))
+    else:
+        sampler = batch_sampler(train, settings, processes)
+        steps = math.ceil(settings.epochs * math.ceil(len(sampler) / processes / settings.accumulate))
     own_loggers, other_loggers = logger_callbacks(
         settings.loggers, (Path(tuner.out).parent if tuner.out else Path()) / "runs")
     clock, callbacks = _Clock(), [Progress(tuner.progress), *own_loggers]
@@ -468,20 +680,31 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     if settings.checkpoint_steps:
         callbacks.append(_SaveEvery(settings.checkpoint_steps))
     sgd = (torch.optim.SGD, {"lr": settings.lr, "momentum": 0.9})
-    trainer = TaskTrainer(
+    trainer = kind(
         model=tuner.new_model(settings), train_dataset=train, eval_dataset=validation,
         args=training_arguments(folder, settings, tuner.task, steps, other_loggers),
         callbacks=[*callbacks, clock],
         data_collator=Collator(tuner.tokenizer, 8 if torch.cuda.is_available() else 1),
-        compute_loss_func=trainer_loss(training_loss(settings, tuner.task, train)),
+        compute_loss_func=trainer_loss(loss),
         optimizer_cls_and_kwargs=sgd if settings.optimizer == "sgd" else None,
         task=tuner.task, tokenizer=tuner.tokenizer, settings=settings, sampler=sampler,
-        validation=(list(tuner.data["validation"]), validation))
+        validation=(list(tuner.data["validation"]), validation), **options)
     trainer.remove_callback(transformers.PrinterCallback)
     clock.trainer = trainer
     return trainer
 
-# %% ../nbs/06_tuning.ipynb #2ba02a45
+# %% ../nbs/06_tuning.ipynb #314b4f8e
+def finish_run(tuner):
+    "Make the model of a `Tuner` an ordinary one again, and note what privacy has cost."
+    tuner.privacy = None
+    if isinstance(tuner.trainer, PrivateTrainer):
+        tuner.trainer.finish()
+        tuner.privacy = tuner.trainer.report()
+    if tuner._lora is not None:
+        tuner.model, tuner._lora = tuner._lora.merge_and_unload(), None
+    tuner.model = tuner.model.eval()
+
+# %% ../nbs/06_tuning.ipynb #e6eaf8e6
 class Tuner:
     "Fine-tunes a pretrained model. Raises `InputError` if data, model or a setting is at fault."
     def __init__(self,
@@ -506,7 +729,7 @@ class Tuner:
         self.config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
         self.max_length = min(max_length or math.inf, max_input_length(self.tokenizer, self.config))
         self.out, self._features = out, {}
-        self.model = self.history = self.trainer = None
+        self.model = self.history = self.trainer = self.privacy = self._lora = None
 
     def features(self, split: str) -> list:
         "Encoded rows of a split, made once."
@@ -525,6 +748,7 @@ class Tuner:
         if settings.freeze:
             for parameter in model.base_model.parameters():
                 parameter.requires_grad = False
+        self._lora = add_lora(model, settings.lora_rank) if settings.lora_rank else None
         return model
 
     def fit(self,
@@ -545,7 +769,8 @@ class Tuner:
             except TrainingDiverged:
                 self._restore(last_checkpoint(folder))
                 raise
-            self.model = self.trainer.model.eval()
+            finally:
+                finish_run(self)
         self.settings, self.history = settings, history_table(self.trainer.state.log_history)
         return self.history
 

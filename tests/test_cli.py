@@ -88,3 +88,47 @@ def test_two_processes_train_together(trained, tmp_path):
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert {"config.json", "model.safetensors", "metrics.json"} <= {path.name for path in (tmp_path / "m").iterdir()}
     assert done.stdout.count(b"model, metrics.json and training.png are in") == 1
+
+
+def test_screen_finds_cleans_and_tells(tmp_path):
+    rows = [{"tokens": ["Rain", "in", "Rome", "."], "tags": ["O", "O", "B-LOC", "O"]},
+            {"tokens": ["Mail", "amina@example.org", "<b>", "now"], "tags": ["O", "O", "O", "O"]}]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    (tmp_path / "data" / "test.jsonl").write_text(json.dumps({"tokens": ["Snow", "in", "Oslo"], "tags": ["O", "O", "B-LOC"]}) + "\n")
+    done = run("screen", tmp_path / "data", "--out", tmp_path / "out", "--clean", "--removed", tmp_path / "removed.jsonl")
+    assert done.returncode == 0, done.stderr.decode()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"findings.json", "findings.csv", "findings.html", "cleaned", "audit-log.jsonl"}
+    kinds = [finding["kind"] for finding in json.loads((tmp_path / "out" / "findings.json").read_text())["findings"]]
+    assert kinds.count("duplicate/exact") == 1 and kinds.count("personal/email") == 1
+    written = {path: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not any("amina" in text for text in written.values()) and "<b>" not in written[tmp_path / "out" / "findings.html"].split("<table", 1)[1]
+    cleaned = [json.loads(line)["tokens"] for line in (tmp_path / "out" / "cleaned" / "train.jsonl").read_text().splitlines()]
+    assert cleaned == [rows[0]["tokens"], ["Mail", "[EMAIL]", "<b>", "now"]]
+    assert "amina" in (tmp_path / "removed.jsonl").read_text()
+    strict = run("screen", tmp_path / "data", "--out", tmp_path / "again", "--strict", "--actions", "personal=keep")
+    assert strict.returncode == int(b"high" in strict.stdout), strict.stderr.decode()
+
+
+def test_screen_leakage_fails_a_strict_run(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "the same text", "label": "a"}\n')
+    done = run("screen", "--train", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl", "--out", tmp_path / "out", "--strict")
+    assert done.returncode == 1 and b"leakage/exact" in done.stdout
+    assert run("screen", tmp_path, "--out", tmp_path / "out").returncode == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["missing.jsonl", "--out", "o"], "is neither a file"),
+    (["bad.jsonl", "--out", "o"], "bad.jsonl, row 2: the line is not a JSON object"),
+    (["fine.jsonl", "--out", "o", "--actions", "personal=burn"], "the action for 'personal' is 'burn'"),
+    (["fine.jsonl", "--out", "fine.jsonl/o"], "cannot be written"),
+    (["fine.jsonl"], "required: --out"),
+])
+def test_screen_tells_bad_input_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": "a"}\nnothing\n')
+    (tmp_path / "fine.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    done = run("screen", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr.decode() and b"Traceback" not in done.stderr
+    assert len(done.stderr.decode().strip().splitlines()) == 1
