@@ -334,7 +334,7 @@ def plot_sanity(parts: dict,    # method -> parts of `Sanity`
     figure.supxlabel("made random", fontsize=9)
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #f5a7d3a6
+# %% ../nbs/14a_faithfulness.ipynb #1c0a1b24
 class Trust(Check):
     "Which explanation can be trusted for this model and these data?"
     name, question = "explanations", "Is there an explanation of this model that can be trusted?"
@@ -372,7 +372,7 @@ class Trust(Check):
     def _verdict(self, found, sane):
         "The best method that passes, and its equals."
         good = [m for m, r in found.items() if r.verdict == "pass" and (r.p_adjusted or 0) <= 1 - self.confidence
-                and sane[m].verdict != "fail"]
+                and sane[m].verdict in ("pass", "not run")]
         best = max(good or found, key=lambda m: found[m].value)
         ties = [m for m in good if m != best and self._equal(found[best], found[m])]
         table = pd.DataFrame([{"method": m, **{n: float(np.mean(r.own[n])) for n in self.names}, "gain": r.value, "low": r.low,
