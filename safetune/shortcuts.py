@@ -123,7 +123,7 @@ def word_effects(explainer: Explainer,
                   for k, label in enumerate(labels) if label != "O" for i, unit in enumerate(at)]
     return pd.DataFrame(lines, columns=["row", "word", "label", "p", "without", "gold"])
 
-# %% ../nbs/14b_shortcuts.ipynb #79653660
+# %% ../nbs/14b_shortcuts.ipynb #800ebfa7
 class Shortcuts(Check):
     "Does a word act on the model far beyond its evidence?"
     name, question = "shortcuts", "Is there a word that the model leans on more than the labels justify?"
@@ -202,12 +202,12 @@ def plot_shortcuts(result: Result,    # of `Shortcuts`
         axis.annotate(word.name.replace("$", r"\$")[:30], (word.evidence, word.effect.value), xytext=(4, 5),
                       textcoords="offset points", fontsize=8)
     ends = [word.evidence for word in words] + [-0.1, 0.1]
-    x = np.array([min(ends) - 0.05, max(ends) + 0.05])
+    x = np.linspace(min(ends) - 0.05, max(ends) + 0.05, 200)
     axis.plot(x, x, color="grey", linewidth=0.8, label="effect = evidence")
     if result.gate:
         axis.plot(x, np.maximum(x + result.gate.limit, result.gate.limit), color="black", linewidth=0.8, linestyle="--",
                   label="limit of effect and excess")
-    axis.set(xlabel="evidence: what the gold labels say", ylabel="effect: what the model makes of it", xlim=x,
+    axis.set(xlabel="evidence: what the gold labels say", ylabel="effect: what the model makes of it", xlim=x[[0, -1]],
              ylim=(-0.03, max([word.effect.value for word in words] + [0.2]) + 0.08))
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
