@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'HIDDEN', 'entity_errors', 'error_matrix', 'plot_errors', 'l
            'slice_tests', 'WorseSlices', 'plot_slices', 'Neighbourhood', 'Removal', 'counterfactuals',
            'counterfactual_table']
 
-# %% ../nbs/14c_errors.ipynb #0155d5ba
+# %% ../nbs/14c_errors.ipynb #27584c68
 import dataclasses
 import html
 import itertools
@@ -19,20 +19,34 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .attacks import (Attack, Beam, Budget, Case, Greedy, Importance, Kit, Misclassify, Outcome, SpanGoal,
-                              attack_cases, find_cases, has_letters, rows_of)
+from safetune.attacks import (
+    Attack,
+    Beam,
+    Budget,
+    Case,
+    Greedy,
+    Importance,
+    Kit,
+    Misclassify,
+    Outcome,
+    SpanGoal,
+    attack_cases,
+    find_cases,
+    has_letters,
+    rows_of,
+)
 from .checks import CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_difference
 from .data import InputError
 from .metrics import Interval, entities, entity_counts
 from .predict import Predictor, model_input
 from .tasks import token_batches
 
-# %% ../nbs/14c_errors.ipynb #4da96124
+# %% ../nbs/14c_errors.ipynb #893c09b4
 KINDS = ("right", "type", "boundary", "type and boundary", "missed", "made up")
 
 def entity_errors(rows: Sequence[dict],      # with gold tags
                   predictions: Sequence,     # of `Predictor`
-                 ) -> pd.DataFrame:          # a row an entity: row, kind, gold, predicted, text, predicted text
+                 ) -> pd.DataFrame:          # a row an entity
     "What became of each gold entity, and the predicted entities that touch none."
     lines = []
     for i, (row, prediction) in enumerate(zip(rows, predictions)):
@@ -48,8 +62,12 @@ def entity_errors(rows: Sequence[dict],      # with gold tags
         for a in gold:
             b = of.get(a)
             kind = "missed" if b is None else KINDS[(a[0] != b[0]) + 2 * (a[1:] != b[1:])]
-            lines.append((i, kind, a[0], b and b[0], " ".join(words[a[1]:a[2]]), b and " ".join(words[b[1]:b[2]])))
-        lines += [(i, "made up", None, b[0], None, " ".join(words[b[1]:b[2]])) for b in free if b not in touched]
+            lines.append(
+                (i, kind, a[0], b and b[0], " ".join(words[a[1] : a[2]]), b and " ".join(words[b[1] : b[2]]))
+            )
+        lines += [
+            (i, "made up", None, b[0], None, " ".join(words[b[1] : b[2]])) for b in free if b not in touched
+        ]
     return pd.DataFrame(lines, columns=["row", "kind", "gold", "predicted", "text", "predicted text"])
 
 def error_matrix(errors: pd.DataFrame,    # from `entity_errors`
@@ -82,9 +100,9 @@ def plot_errors(errors: pd.DataFrame,    # from `entity_errors`
     right.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../nbs/14c_errors.ipynb #89b25c61
+# %% ../nbs/14c_errors.ipynb #39287b19
 def losses(rows: Sequence[dict], predictions: Sequence, labels: Sequence) -> np.ndarray:
-    "Negative log-probability of the gold answer of each row; for tags the mean over words; nan where it is not known."
+    "Negative log-probability of each gold answer; for tags the mean over words; nan if it is not known."
     number, found = {label: i for i, label in enumerate(labels)}, []
     for row, prediction in zip(rows, predictions):
         p = prediction.get("probabilities")
@@ -103,15 +121,40 @@ def hardest(predictor: Predictor, rows: Sequence[dict],
     rows = list(rows)
     predictions = predictor.predict(rows)
     loss = losses(rows, predictions, predictor.task.labels)
-    order = [i for i in np.argsort(-np.nan_to_num(loss, nan=-np.inf), kind="stable")[:k] if np.isfinite(loss[i])]
-    show = lambda row, tags: ", ".join(f"{' '.join(row['tokens'][s:e])} ({t})" for t, s, e in entities(list(tags)))
-    lines = [{"row": int(i), "loss": loss[i], "text": " ".join(rows[i]["tokens"]) if "tokens" in rows[i] else rows[i]["text"],
-              "gold": show(rows[i], rows[i]["tags"]) if "tags" in rows[i] else rows[i]["label"],
-              "predicted": show(rows[i], predictions[i]["tags"]) if "tags" in rows[i] else predictions[i]["label"]} for i in order]
+    order = [
+        i for i in np.argsort(-np.nan_to_num(loss, nan=-np.inf), kind="stable")[:k] if np.isfinite(loss[i])
+    ]
+    show = lambda row, tags: ", ".join(
+        f"{' '.join(row['tokens'][s:e])} ({t})" for t, s, e in entities(list(tags))
+    )
+    lines = [
+        {
+            "row": int(i),
+            "loss": loss[i],
+            "text": " ".join(rows[i]["tokens"]) if "tokens" in rows[i] else rows[i]["text"],
+            "gold": show(rows[i], rows[i]["tags"]) if "tags" in rows[i] else rows[i]["label"],
+            "predicted": (
+                show(rows[i], predictions[i]["tags"]) if "tags" in rows[i] else predictions[i]["label"]
+            ),
+        }
+        for i in order
+    ]
     return pd.DataFrame(lines, columns=["row", "loss", "text", "gold", "predicted"])
 
-# %% ../nbs/14c_errors.ipynb #7e21ae5a
-HIDDEN = ("id", "text", "text_pair", "tokens", "tags", "label", "offsets", "entities", "document", "time", "rationale")
+# %% ../nbs/14c_errors.ipynb #ddf0b396
+HIDDEN = (
+    "id",
+    "text",
+    "text_pair",
+    "tokens",
+    "tags",
+    "label",
+    "offsets",
+    "entities",
+    "document",
+    "time",
+    "rationale",
+)
 
 def slices_of(rows: Sequence[dict],
               words: int = 20,         # frequent words that make a slice each
@@ -124,16 +167,25 @@ def slices_of(rows: Sequence[dict],
     length = np.array([len(text) for text in texts])
     low, high = np.quantile(length, [0.25, 0.75]) if len(rows) else (0, 0)
     has = lambda test: np.array([any(test(word) for word in text) for text in texts], dtype=bool)
-    found = {"short text": length <= low, "long text": length >= high, "has a digit": has(lambda w: any(c.isdigit() for c in w)),
-             "has a link, mention or hashtag": has(lambda w: w[:1] in "@#" and len(w) > 1 or w.startswith("http")),
-             "has a word in capitals": has(lambda w: len(w) > 1 and w.isupper()),
-             "has ? or !": has(lambda w: "?" in w or "!" in w)}
+    found = {
+        "short text": length <= low,
+        "long text": length >= high,
+        "has a digit": has(lambda w: any(c.isdigit() for c in w)),
+        "has a link, mention or hashtag": has(lambda w: w[:1] in "@#" and len(w) > 1 or w.startswith("http")),
+        "has a word in capitals": has(lambda w: len(w) > 1 and w.isupper()),
+        "has ? or !": has(lambda w: "?" in w or "!" in w),
+    }
     for column in sorted({name for row in rows[:50] for name in row} - set(HIDDEN)):
         values = Counter(row.get(column) for row in rows if isinstance(row.get(column), (str, bool, int)))
         if 1 < len(values) <= 20:
-            found |= {f"{column} = {value}": np.array([row.get(column) == value for row in rows]) for value in values}
+            found |= {
+                f"{column} = {value}": np.array([row.get(column) == value for row in rows])
+                for value in values
+            }
     single = dict(found)
-    counts = Counter(word for text in texts for word in {w.casefold() for w in text} if len(word) > 2 and word.isalpha())
+    counts = Counter(
+        word for text in texts for word in {w.casefold() for w in text} if len(word) > 2 and word.isalpha()
+    )
     for word, _ in counts.most_common(words):
         found[f"holds “{word}”"] = has(lambda w: w.casefold() == word)
     if pairs:
@@ -146,6 +198,7 @@ def slices_of(rows: Sequence[dict],
             kept[name] = member
     return dict(itertools.islice(kept.items(), most))
 
+# %% ../nbs/14c_errors.ipynb #3c555fe7
 def f1_counts(rows: Sequence[dict], predictions: Sequence) -> np.ndarray:    # shape (rows, 2): 2 T and P + G
     "What F1 is made of, row by row; for single labels F1 is the accuracy."
     if "tags" in rows[0]:
@@ -180,7 +233,7 @@ def slice_tests(counts: np.ndarray,       # from `f1_counts`
     p = np.where(np.isfinite(p) & (error > 0), p, 1.0)
     return pd.DataFrame({"f1": value[0], "rest": value[1], "gap": value[1] - value[0], "p": p})
 
-# %% ../nbs/14c_errors.ipynb #8e7dae7a
+# %% ../nbs/14c_errors.ipynb #bccb6a56
 class WorseSlices(Check):
     "Is there a part of the data on which the model is significantly worse?"
     name, question = "slices", "Is there a nameable part of the data on which F1 is lower than on the rest?"
@@ -205,9 +258,13 @@ class WorseSlices(Check):
         found = self.slices(rows) if callable(self.slices) else dict(self.slices)
         if not found:
             raise CannotRun(f"{len(rows)} rows give no slice that is large enough", "give more rows")
-        counts, clusters = f1_counts(rows, predictions), [str(row.get(self.cluster, i)) for i, row in enumerate(rows)]
+        counts, clusters = f1_counts(rows, predictions), [
+            str(row.get(self.cluster, i)) for i, row in enumerate(rows)
+        ]
         members = np.stack(list(found.values()))
-        kept = (members @ counts[:, 1] >= 60) & (~members @ counts[:, 1] >= 60)    # 30 entities, gold or predicted, on each side
+        kept = (members @ counts[:, 1] >= 60) & (
+            ~members @ counts[:, 1] >= 60
+        )  # 30 entities, gold or predicted, on each side
         if not kept.any():
             raise CannotRun("no slice holds 30 entities or texts", "give more rows")
         names, members = [name for name, k in zip(found, kept) if k], members[kept]
@@ -216,25 +273,55 @@ class WorseSlices(Check):
         table["adjusted"] = benjamini_hochberg(table["p"])
         order, parts = np.argsort(table["p"].to_numpy(), kind="stable"), []
         for i in order[:self.shown]:
-            parts.append(self._part(names[i], table.iloc[i], counts, members[i], np.array(clusters), len(names)))
+            parts.append(
+                self._part(names[i], table.iloc[i], counts, members[i], np.array(clusters), len(names))
+            )
         worst = parts[0]
-        result = Result(self.name, worst.measure, worst.interval, worst.unit, self.gate, worst.p_value, parts=parts,
-                        rows=table.iloc[order[:self.shown]].to_dict("records"), figure=lambda: plot_slices(result))
-        result.p_adjusted, result.tests, result.table = worst.p_adjusted, len(names), table.iloc[order].reset_index(drop=True)
+        result = Result(
+            self.name,
+            worst.measure,
+            worst.interval,
+            worst.unit,
+            self.gate,
+            worst.p_value,
+            parts=parts,
+            rows=table.iloc[order[: self.shown]].to_dict("records"),
+            figure=lambda: plot_slices(result),
+        )
+        result.p_adjusted, result.tests, result.table = (
+            worst.p_adjusted,
+            len(names),
+            table.iloc[order].reset_index(drop=True),
+        )
         bad = [part.name for part in parts if part.verdict == "fail"]
-        return result.introduce(f"Of {len(names)} slices {len(bad)} are significantly worse"
-                                f"{': ' + '; '.join(bad[:4]) if bad else ''}. The one with the smallest p-value is “{worst.name}”.")
+        return result.introduce(
+            f"Of {len(names)} slices {len(bad)} are significantly worse"
+            f"{': ' + '; '.join(bad[:4]) if bad else ''}. "
+            f"The one with the smallest p-value is “{worst.name}”."
+        )
 
     def _part(self, name, line, counts, member, clusters, tests):
         "One slice with its bootstrap interval."
-        f1 = lambda sums: np.divide(sums[..., 0], sums[..., 1], out=np.full(np.shape(sums)[:-1], np.nan), where=sums[..., 1] > 0)
+        f1 = lambda sums: np.divide(
+            sums[..., 0], sums[..., 1], out=np.full(np.shape(sums)[:-1], np.nan), where=sums[..., 1] > 0
+        )
         gap = cluster_difference(counts[~member], counts[member], f1, clusters[~member], clusters[member],
                                  self.resamples, self.confidence, self.seed)
-        part = Result(name, "F1 of the rest minus F1 of the slice", gap, "clusters", self.gate, float(line["p"]))
-        part.p_value = part.p_adjusted = float(line["adjusted"])     # corrected over all slices, not only those shown
-        part.tests, part.f1, part.rest, part.size = tests, float(line["f1"]), float(line["rest"]), int(member.sum())
+        part = Result(
+            name, "F1 of the rest minus F1 of the slice", gap, "clusters", self.gate, float(line["p"])
+        )
+        part.p_value = part.p_adjusted = float(
+            line["adjusted"]
+        )  # corrected over all slices, not only those shown
+        part.tests, part.f1, part.rest, part.size = (
+            tests,
+            float(line["f1"]),
+            float(line["rest"]),
+            int(member.sum()),
+        )
         return part
 
+# %% ../nbs/14c_errors.ipynb #06b81d85
 def plot_slices(result: Result,    # of `WorseSlices`
                ):                  # matplotlib Figure
     "F1 of each slice shown, beside that of the rest; red where it is significantly worse."
@@ -246,13 +333,15 @@ def plot_slices(result: Result,    # of `WorseSlices`
         axis.plot([part.f1, part.rest], [height] * 2, color=colour, linewidth=1.2)
         axis.plot(part.f1, height, "o", color=colour)
         axis.plot(part.rest, height, "|", color="black", markersize=9)
-        axis.annotate(f" {part.size} rows", (1, height), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        axis.annotate(
+            f" {part.size} rows", (1, height), xycoords=("axes fraction", "data"), va="center", fontsize=7
+        )
     axis.set(yticks=range(len(parts)), xlabel="F1 (dot: slice, bar: rest)")
     axis.set_yticklabels([part.name.replace("$", r"\$")[:48] for part in parts], fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/14c_errors.ipynb #c6bf807f
+# %% ../nbs/14c_errors.ipynb #d79df674
 class Neighbourhood:
     "Nearest training examples in the embedding space of a model. Raises `InputError` for a plain function."
     def __init__(self, predictor: Predictor,
@@ -276,12 +365,16 @@ class Neighbourhood:
         rows = [task.read(model_input(row)) for row, _ in items]
         features = task.encode(rows, predictor.tokenizer, predictor.max_length, predictor.stride)
         vectors, near = np.zeros((len(items), predictor.model.config.hidden_size)), np.zeros(len(items))
-        for members, batch in token_batches(features, predictor.tokenizer, predictor.batch_tokens, predictor.model.device):
+        for members, batch in token_batches(
+            features, predictor.tokenizer, predictor.batch_tokens, predictor.model.device
+        ):
             states = predictor.model.base_model(**batch).last_hidden_state.float().cpu().numpy()
             for i, state in zip(members, states):
                 item, n = features[i]["row"], len(features[i]["input_ids"])
                 at = np.arange(n)
-                if items[item][1] is not None:      # first pieces of the words of the entity, in whatever window owns them
+                if (
+                    items[item][1] is not None
+                ):  # first pieces of the words of the entity, in whatever window owns them
                     _, start, end = items[item][1]
                     at = [k for k, w in enumerate(features[i]["word_at"]) if start <= w < end]
                 vectors[item] += state[at].sum(0)
@@ -300,11 +393,18 @@ class Neighbourhood:
             i, own = self.items[n]
             found = self.rows[i]
             text = found["text"] if own is None else " ".join(found["tokens"][own[1]:own[2]])
-            lines.append({"similarity": float(similarity[n]), "label": found.get("label") if own is None else own[0], "text": text,
-                          "context": "" if own is None else " ".join(found["tokens"]), "row": i})
+            lines.append(
+                {
+                    "similarity": float(similarity[n]),
+                    "label": found.get("label") if own is None else own[0],
+                    "text": text,
+                    "context": "" if own is None else " ".join(found["tokens"]),
+                    "row": i,
+                }
+            )
         return pd.DataFrame(lines)
 
-# %% ../nbs/14c_errors.ipynb #a6a76f9a
+# %% ../nbs/14c_errors.ipynb #fb29ebbe
 class Removal:
     "Transformation: the word is left out; inside an entity the unknown token takes its place."
     async def candidates(self, session, now, i: int) -> list:
@@ -318,29 +418,44 @@ def _as_answered(predictor, row):
     if "tags" in prediction:
         return {**row, "tags": list(prediction["tags"])}
     if not isinstance(prediction["label"], str):
-        raise InputError("a counterfactual needs one label a text, or entities", "use another explanation for this task")
+        raise InputError(
+            "a counterfactual needs one label a text, or entities", "use another explanation for this task"
+        )
     return {**row, "label": prediction["label"]}
 
 def counterfactuals(predictor: Predictor,
                     rows: Sequence[dict],
-                    edits="removal",          # "removal", "neighbours", "characters", or a transformation of `attacks`
+                    edits="removal",          # "removal", "neighbours", "characters", or a transformation
                     most: int = 4,            # words that may change
-                    goal=None,                # `Misclassify("positive")`, `SpanGoal("type")`, ...; None: any other answer
+                    goal=None,                # such as `Misclassify("positive")`; None: any other answer
                     width: int = 3,           # of the beam
                     **kit,                    # of `attacks.Kit`: encoder, vectors, train, seed
-                   ) -> list:                 # an `Outcome` a text or entity; `reached` tells whether it flipped
-    "The smallest edits found that change the model's answers. Raises `InputError` for an unknown kind of edit."
+                   ) -> list:                 # an `Outcome` a case; `reached` tells whether it flipped
+    "The smallest edits found that change the answers. Raises `InputError` for an unknown kind of edit."
     from safetune.attacks import Characters
     rows = [_as_answered(predictor, row) for row in rows]
     parts = Kit(predictor, goal=goal, **kit)
-    known = {"removal": Removal, "neighbours": lambda: parts.neighbours, "characters": lambda: Characters(seed=parts.seed)}
+    known = {
+        "removal": Removal,
+        "neighbours": lambda: parts.neighbours,
+        "characters": lambda: Characters(seed=parts.seed),
+    }
     if isinstance(edits, str) and edits not in known:
         raise InputError(f"unknown kind of edit {edits!r}", f"choose from {', '.join(known)}")
     change = known[edits]() if isinstance(edits, str) else edits
-    open_cases = find_cases(Attack("counterfactual", parts.goal, change, Greedy()), rows, predictor.predict(rows))
+    open_cases = find_cases(
+        Attack("counterfactual", parts.goal, change, Greedy()), rows, predictor.predict(rows)
+    )
     order, done = list(open_cases), {}
     for size in range(1, most + 1):
-        attack = Attack("counterfactual", parts.goal, change, Beam(width, Importance("unk"), top=12), (has_letters,), budget=Budget(1.0, size))
+        attack = Attack(
+            "counterfactual",
+            parts.goal,
+            change,
+            Beam(width, Importance("unk"), top=12),
+            (has_letters,),
+            budget=Budget(1.0, size),
+        )
         tried = attack_cases(predictor, open_cases, attack)
         done |= {id(outcome.case): outcome for outcome in tried}
         open_cases = [outcome.case for outcome in tried if not outcome.reached]
@@ -350,5 +465,12 @@ def counterfactuals(predictor: Predictor,
 
 def counterfactual_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     "What changed, and what the answer became."
-    return pd.DataFrame([{name: outcome.to_row()[name] for name in ("row", "target", "became", "reached", "edits", "changes", "original")}
-                         for outcome in outcomes])
+    return pd.DataFrame(
+        [
+            {
+                name: outcome.to_row()[name]
+                for name in ("row", "target", "became", "reached", "edits", "changes", "original")
+            }
+            for outcome in outcomes
+        ]
+    )

@@ -25,7 +25,7 @@ from .data import InputError, TokenBudgetSampler, split_words, _visible
 from .predict import Predictor
 from .tasks import Collator
 
-# %% ../nbs/14_explain.ipynb #2d073cf2
+# %% ../nbs/14_explain.ipynb #7ff311e8
 @dataclass(frozen=True)
 class Target:
     "What is explained: a label of a text, or an entity as one thing; against another label if one is named."
@@ -35,7 +35,9 @@ class Target:
 
     def __str__(self) -> str:
         against = f" against {self.against}" if self.against is not None else ""
-        return f"{self.label}{against}" + (f", words {self.words[0]} to {self.words[1]}" if self.words else "")
+        return f"{self.label}{against}" + (
+            f", words {self.words[0]} to {self.words[1]}" if self.words else ""
+        )
 
 def targets_of(predictor: Predictor,
                rows: Sequence[dict],
@@ -58,10 +60,12 @@ def _others(task, target, against):
     "What to explain a target against."
     if against != "each":
         return [against]
-    kinds = {label[2:] if label != "O" else "O" for label in task.labels} if target.words else set(task.labels)
+    kinds = (
+        {label[2:] if label != "O" else "O" for label in task.labels} if target.words else set(task.labels)
+    )
     return sorted(kinds - {target.label})
 
-# %% ../nbs/14_explain.ipynb #986470d7
+# %% ../nbs/14_explain.ipynb #cb8ec6d6
 def _tag(task, type_, first):
     "Number of the tag of a word of an entity."
     names = ["O"] if type_ == "O" else [f"B-{type_}", f"I-{type_}"] if first else [f"I-{type_}", f"B-{type_}"]
@@ -76,7 +80,9 @@ def _class(task, label):
     if task.name == "regression":
         return 0
     if label not in task.label2id:
-        raise InputError(f"the model has no label {label!r}", f"choose from {', '.join(map(str, task.labels))}")
+        raise InputError(
+            f"the model has no label {label!r}", f"choose from {', '.join(map(str, task.labels))}"
+        )
     return task.label2id[label]
 
 def _places(task, target: Target,
@@ -106,9 +112,13 @@ def as_probability(target: Target,
     if task is not None and task.name == "regression":
         return value
     value = np.asarray(value, dtype=float)
-    return np.exp(np.minimum(value, 0)) if target.against is None else 1 / (1 + np.exp(-np.clip(value, -500, 500)))
+    return (
+        np.exp(np.minimum(value, 0))
+        if target.against is None
+        else 1 / (1 + np.exp(-np.clip(value, -500, 500)))
+    )
 
-# %% ../nbs/14_explain.ipynb #282d56e5
+# %% ../nbs/14_explain.ipynb #59510a6b
 @dataclass
 class Subject:
     "One input to explain."
@@ -131,7 +141,9 @@ def _text_subjects(predictor, rows, targets):
     "Subjects of texts and pairs of texts."
     texts, tokenizer = [row["text"] for row in rows], predictor.tokenizer
     pairs = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
-    encoding = tokenizer(texts, pairs, truncation=True, max_length=predictor.max_length, return_offsets_mapping=True)
+    encoding = tokenizer(
+        texts, pairs, truncation=True, max_length=predictor.max_length, return_offsets_mapping=True
+    )
     for i, row in enumerate(rows):
         cut = [split_words(row["text"]), split_words(row["text_pair"]) if pairs else ([], [])]
         starts = [[start for start, _ in offsets] for _, offsets in cut]
@@ -159,25 +171,29 @@ def _tag_subjects(predictor, rows, targets):
         for window, own in chosen.items():
             word_at = np.array([-1 if w is None else w for w in encoding.word_ids(window)])
             first = {w: int(np.argmax(word_at == w)) for w in np.unique(word_at[word_at >= 0]).tolist()}
-            feature = {name: encoding[name][window] for name in tokenizer.model_input_names if name in encoding}
+            feature = {
+                name: encoding[name][window] for name in tokenizer.model_input_names if name in encoding
+            }
             yield Subject(i, row, list(row["tokens"]), word_at, feature, own,
                           [_places(predictor.task, target, first) for target in own])
 
 def _window(encoding, windows, target):
-    "The window in which a span lies farthest from an edge, as `encode_words` chooses. `InputError` if none holds it."
+    "The window where a span lies farthest from an edge, as in `encode_words`; `InputError` if there is none."
     best = (-1, None)
     for k, window in enumerate(windows):
         ids = [w for w in encoding.word_ids(window) if w is not None]
         if all(w in ids for w in range(*target.words)):
             left, right = ids.index(target.words[0]), len(ids) - 1 - ids.index(target.words[1] - 1)
-            room = min(left if k else math.inf, right if k + 1 < len(windows) else math.inf)    # an end of the text is no edge
+            room = min(
+                left if k else math.inf, right if k + 1 < len(windows) else math.inf
+            )  # an end of the text is no edge
             best = (room, window) if room > best[0] else best
     if best[1] is None:
         raise InputError(f"the entity of words {target.words[0]} to {target.words[1]} fits into no window",
                          "raise max_length, or check the span")
     return best[1]
 
-# %% ../nbs/14_explain.ipynb #b43f11fb
+# %% ../nbs/14_explain.ipynb #65c3219d
 class Explainer:
     "Attributions of a model's answers. Raises `InputError` for a function whose labels are not known."
     def __init__(self,
@@ -206,7 +222,11 @@ class Explainer:
         weight = self.embedding.weight.detach()
         token = {"mask": self.tokenizer.mask_token_id, "pad": self.tokenizer.pad_token_id}.get(self.hidden)
         if self.hidden == "mask" and token is None:       # decoders have no mask token
-            token = self.tokenizer.unk_token_id if self.tokenizer.unk_token_id is not None else self.tokenizer.pad_token_id
+            token = (
+                self.tokenizer.unk_token_id
+                if self.tokenizer.unk_token_id is not None
+                else self.tokenizer.pad_token_id
+            )
         return torch.zeros_like(weight[0]) if token is None else weight[token]
 
     def subjects(self,
@@ -229,11 +249,13 @@ class Explainer:
         "Mixed precision where it is wanted."
         if not self.mixed:
             return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+        dtype = (
+            torch.bfloat16 if self.device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+        )
         return torch.autocast(self.device.type, dtype=dtype)
 
     def batches(self, subjects, items):
-        "Batches of items, each a pair whose first part is the number of a subject; alike in length and targets."
+        "Batches of items, which start with the number of a subject; alike in length and targets."
         groups = defaultdict(list)
         for item in items:
             groups[len(subjects[item[0]].targets)].append(item)
@@ -258,12 +280,14 @@ class Explainer:
                masks: list,     # for each subject bool of shape (questions, words): True keeps a word
               ) -> list:        # for each subject an array of shape (questions, targets)
         "Values of the targets with words hidden."
-        return _values(self, subjects, masks) if self.has_gradients else _function_values(self, subjects, masks)
+        return (
+            _values(self, subjects, masks) if self.has_gradients else _function_values(self, subjects, masks)
+        )
 
     def gradients(self,
                   subjects: list,
-                  items: list,    # (number of a subject, share of the way from the baseline to the input, weight)
-                 ) -> tuple:      # for each subject (targets, pieces): gradient times way, gradient times input
+                  items: list,    # (number of a subject, share of the way to the input, weight)
+                 ) -> tuple:      # for each subject, (targets, pieces): gradient times way, and times input
         "Weighted sums over the items of the gradient times the way from the baseline, and times the input."
         return _gradients(self, subjects, items)
 
@@ -271,7 +295,7 @@ class Explainer:
         "Explanations of rows by a method of `METHODS`; see `explain`."
         return explain(self, rows, method, targets, **options)
 
-# %% ../nbs/14_explain.ipynb #ceaf7f76
+# %% ../nbs/14_explain.ipynb #f30022cb
 def _inputs(explainer, subjects):
     "Tensors of a batch of subjects, see `Explainer.inputs`."
     task, device = explainer.task, explainer.device
@@ -288,7 +312,9 @@ def _inputs(explainer, subjects):
             for position, label, weight in places:
                 weights[i, t, position, label] += weight
     if explainer.noise is not None:
-        embeds = embeds + torch.stack([_noise(*explainer.noise, subject, e) for subject, e in zip(subjects, embeds)])
+        embeds = embeds + torch.stack(
+            [_noise(*explainer.noise, subject, e) for subject, e in zip(subjects, embeds)]
+        )
     word = word.to(device)
     baseline = torch.where((word >= 0)[..., None], explainer.absent.to(embeds.dtype), embeds)
     return embeds, baseline, rest, weights.to(device), word
@@ -301,8 +327,11 @@ def _noise(radius, seed, subject, embeds):
     noise[:len(subject.word_at)] = torch.randn(len(subject.word_at), embeds.shape[1], generator=generator)
     noise[:len(subject.word_at)][torch.from_numpy(subject.word_at) < 0] = 0
     noise = noise.to(embeds.device)
-    return noise * radius * embeds.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return (
+        noise * radius * embeds.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    )
 
+# %% ../nbs/14_explain.ipynb #26f6ef8d
 @torch.inference_mode()
 def _values(explainer, subjects, masks):
     "Values with words hidden, by the model."
@@ -313,8 +342,12 @@ def _values(explainer, subjects, masks):
         keep = torch.ones(word.shape, dtype=torch.bool)
         for i, (s, m) in enumerate(batch):
             at = subjects[s].word_at
-            keep[i, :len(at)] = torch.from_numpy(np.append(masks[s][m], True)[at])    # -1, the last, is a special token
-        values = explainer.outputs(torch.where(keep.to(word.device)[..., None], embeds, baseline), rest, weights)
+            keep[i, : len(at)] = torch.from_numpy(
+                np.append(masks[s][m], True)[at]
+            )  # -1, the last, is a special token
+        values = explainer.outputs(
+            torch.where(keep.to(word.device)[..., None], embeds, baseline), rest, weights
+        )
         for (s, m), value in zip(batch, values.double().cpu().numpy()):
             found[s][m] = value
     return found
@@ -341,15 +374,22 @@ def _gradients(explainer, subjects, items):
                     inputs[s][t] += weight * along[1, i, :length]
     return ways, inputs
 
-# %% ../nbs/14_explain.ipynb #f68fe40f
+# %% ../nbs/14_explain.ipynb #38f1e860
 def _function_subjects(predictor, rows, targets):
     "Subjects for a function: every word is a piece."
     for i, row in enumerate(rows):
         if not targets[i]:
             continue
         words = list(row["tokens"]) if "tokens" in row else split_words(row["text"])[0]
-        yield Subject(i, row, words, np.arange(len(words)), {}, list(targets[i]),
-                      [_places(predictor.task, target, {w: w for w in range(len(words))}) for target in targets[i]])
+        yield Subject(
+            i,
+            row,
+            words,
+            np.arange(len(words)),
+            {},
+            list(targets[i]),
+            [_places(predictor.task, target, {w: w for w in range(len(words))}) for target in targets[i]],
+        )
 
 def without_words(row: dict,             # has "tokens" or "text"
                   keep: np.ndarray,      # bool, one a word
@@ -358,7 +398,9 @@ def without_words(row: dict,             # has "tokens" or "text"
     "A row with words hidden."
     if "tokens" in row:
         shown = [word if k else hidden_word or "[MASK]" for word, k in zip(row["tokens"], keep)]
-        return {name: value for name, value in row.items() if name not in ("text", "offsets")} | {"tokens": shown}
+        return {name: value for name, value in row.items() if name not in ("text", "offsets")} | {
+            "tokens": shown
+        }
     pieces, place = [], 0
     for (start, end), k in zip(split_words(row["text"])[1], keep):
         gap, place = row["text"][place:start], end
@@ -388,7 +430,7 @@ def _answer_scores(task, answer):
     p = np.log(np.maximum(np.asarray(answer["probabilities"], dtype=float), 1e-12))
     return p if p.ndim == 2 else p[None]
 
-# %% ../nbs/14_explain.ipynb #c98e7b55
+# %% ../nbs/14_explain.ipynb #90528c2a
 @dataclass(repr=False)
 class Explanation:
     "Scores of the words of an input for one target."
@@ -407,8 +449,10 @@ class Explanation:
 
     @property
     def gap(self) -> float:
-        "What the scores miss of value - base; 0 for a complete explanation, nan where there is no such promise."
-        return abs(np.nansum(self.scores) + self.rest - (self.value - self.base)) if self.complete else math.nan
+        "What the scores miss of value - base; nan for methods that do not promise to reach it."
+        return (
+            abs(np.nansum(self.scores) + self.rest - (self.value - self.base)) if self.complete else math.nan
+        )
 
     @property
     def relative_gap(self) -> float:
@@ -433,7 +477,7 @@ class Explanation:
     def _repr_html_(self) -> str:
         return text_html([self])
 
-# %% ../nbs/14_explain.ipynb #0aa3f401
+# %% ../nbs/14_explain.ipynb #2942f709
 FOR, AGAINST = (49, 120, 198), (222, 120, 31)    # colours: blue and orange
 
 def _colour(score, largest):
@@ -454,15 +498,25 @@ def text_html(explanations: Sequence[Explanation],
         largest, words = _largest(e.scores), []
         for i, (word, score) in enumerate(zip(e.words, e.scores)):
             (r, g, b), a = _colour(score, largest)
-            edge = ";border-bottom:2px solid currentColor" if e.target.words and e.target.words[0] <= i < e.target.words[1] else ""
-            words.append(f'<span title="{score:+.3f}" style="background:rgba({r},{g},{b},{a:.2f});padding:1px 3px;'
-                         f'border-radius:3px{edge}">{html.escape(word)}</span>')
-        title = (f"<small><b>{html.escape(str(e.target))}</b>, {html.escape(e.method)}, value {e.value:.2f}</small><br>"
-                 if titles else "")
+            edge = (
+                ";border-bottom:2px solid currentColor"
+                if e.target.words and e.target.words[0] <= i < e.target.words[1]
+                else ""
+            )
+            words.append(
+                f'<span title="{score:+.3f}" style="background:rgba({r},{g},{b},{a:.2f});padding:1px 3px;'
+                f'border-radius:3px{edge}">{html.escape(word)}</span>'
+            )
+        title = (
+            f"<small><b>{html.escape(str(e.target))}</b>, {html.escape(e.method)}, "
+            f"value {e.value:.2f}</small><br>"
+            if titles
+            else ""
+        )
         lines.append(f'<p style="line-height:1.9">{title}{" ".join(words)}</p>')
     return "<div>" + "".join(lines) + "</div>"
 
-# %% ../nbs/14_explain.ipynb #a16b0b8b
+# %% ../nbs/14_explain.ipynb #629b0a36
 METHODS = {}    # name -> function (explainer, subjects, **options) -> list of `Scores`, one a subject
 
 @dataclass
@@ -503,13 +557,32 @@ def explain(explainer: Explainer,
     subjects = explainer.subjects(rows, targets)
     ends = explainer.values(subjects, [np.repeat([[True], [False]], len(s.words), axis=1) for s in subjects])
     found = []
-    for subject, (value, base), scores in zip(subjects, ends, METHODS[method](explainer, subjects, **options)):
-        words = scores.words if scores.pieces is None else to_words(scores.pieces, subject.word_at, len(subject.words))
+    for subject, (value, base), scores in zip(
+        subjects, ends, METHODS[method](explainer, subjects, **options)
+    ):
+        words = (
+            scores.words
+            if scores.pieces is None
+            else to_words(scores.pieces, subject.word_at, len(subject.words))
+        )
         rest = np.zeros(len(value)) if scores.pieces is None else scores.pieces[:, subject.word_at < 0].sum(1)
-        found += [Explanation(method, target, subject.number, subject.words, np.where(subject.inside, words[t], np.nan),
-                              float(value[t]), float(base[t]), float(rest[t]), scores.complete, subject.word_at,
-                              None if scores.pieces is None else scores.pieces[t],
-                              (scores.details or [{}] * len(value))[t]) for t, target in enumerate(subject.targets)]
+        found += [
+            Explanation(
+                method,
+                target,
+                subject.number,
+                subject.words,
+                np.where(subject.inside, words[t], np.nan),
+                float(value[t]),
+                float(base[t]),
+                float(rest[t]),
+                scores.complete,
+                subject.word_at,
+                None if scores.pieces is None else scores.pieces[t],
+                (scores.details or [{}] * len(value))[t],
+            )
+            for t, target in enumerate(subject.targets)
+        ]
     return found
 
 # %% ../nbs/14_explain.ipynb #a44f7326
@@ -534,7 +607,7 @@ def integrated_gradients(explainer: Explainer, subjects: list,
     ways, _ = explainer.gradients(subjects, items)
     return [Scores(pieces=pieces, complete=True) for pieces in ways]
 
-# %% ../nbs/14_explain.ipynb #e33b086b
+# %% ../nbs/14_explain.ipynb #014d1228
 def _captum():
     "Captum, or one line on how to get it."
     try:
@@ -553,7 +626,7 @@ def layers_of(model) -> list:    # modules, the embeddings first
 
 @method("layer integrated gradients")
 def layer_integrated_gradients(explainer: Explainer, subjects: list,
-                               layer: int = None,   # 0: the word embeddings; k: what layer k gives; None: the middle
+                               layer: int = None,   # 0: embeddings; k: what layer k gives; None: the middle
                                steps: int = 32,     # gradients an input
                               ) -> list:
     "Integrated gradients between the hidden states of a layer, by captum."
@@ -573,13 +646,17 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
         explain_layer = _captum().LayerIntegratedGradients(forward, stack[layer])
         for t in range(weights.shape[1]):
             slope = explain_layer.attribute(
-                embeds, baseline, additional_forward_args=(weights[:, t:t + 1], *rest.values()), n_steps=steps,
-                internal_batch_size=max(len(batch), explainer.batch_tokens // embeds.shape[1]))
+                embeds,
+                baseline,
+                additional_forward_args=(weights[:, t : t + 1], *rest.values()),
+                n_steps=steps,
+                internal_batch_size=max(len(batch), explainer.batch_tokens // embeds.shape[1]),
+            )
             for (s, _), pieces in zip(batch, slope.sum(-1).detach().double().cpu().numpy()):
                 found[s][t] = pieces[:len(subjects[s].word_at)]
     return [Scores(pieces=pieces, complete=True) for pieces in found]
 
-# %% ../nbs/14_explain.ipynb #049eaf36
+# %% ../nbs/14_explain.ipynb #3861da40
 @method("occlusion")
 def occlusion(explainer: Explainer, subjects: list,
               window: int = 1,    # neighbouring words that are hidden together
@@ -612,12 +689,12 @@ def shap(explainer: Explainer, subjects: list,
         drawn = [rng.permutation(n) for _ in range(pairs)]
         orders.append([o for order in drawn for o in (order, order[::-1])])
         rank = np.array([np.argsort(o) for o in orders[-1]]).reshape(2 * pairs, 1, n)
-        first = rank < np.arange(n + 1)[None, :, None]                           # the first 0, 1, ..., n words
+        first = rank < np.arange(n + 1)[None, :, None]  # the first 0, 1, ..., n words
         masks.append(first.reshape(2 * pairs * (n + 1), n))
     found = []
     for subject, order, values in zip(subjects, orders, explainer.values(subjects, masks)):
         n = len(subject.words)
-        steps = np.diff(values.reshape(len(order), n + 1, values.shape[1]), axis=1)       # orders, places, targets
+        steps = np.diff(values.reshape(len(order), n + 1, values.shape[1]), axis=1)  # orders, places, targets
         credit = np.zeros_like(steps)
         for k, o in enumerate(order):
             credit[k, o] = steps[k]
@@ -626,7 +703,7 @@ def shap(explainer: Explainer, subjects: list,
         found.append(Scores(words=paired.mean(0).T, complete=True, details=[{"errors": e} for e in error.T]))
     return found
 
-# %% ../nbs/14_explain.ipynb #d62b14ee
+# %% ../nbs/14_explain.ipynb #b5af3eeb
 @method("lime")
 def lime(explainer: Explainer, subjects: list,
          samples: int = 200,     # random sets of hidden words
@@ -644,7 +721,9 @@ def lime(explainer: Explainer, subjects: list,
     found = []
     for mask, values in zip(masks, explainer.values(subjects, masks)):
         share = mask.mean(1) if mask.shape[1] else np.ones(len(mask))
-        weight = np.exp(-(1 - np.sqrt(share)) ** 2 / width ** 2)[:, None]   # cosine to the full text is sqrt(share)
+        weight = np.exp(-((1 - np.sqrt(share)) ** 2) / width**2)[
+            :, None
+        ]  # cosine to the full text is sqrt(share)
         weight /= weight.sum()
         x, y = mask - (weight * mask).sum(0), values - (weight * values).sum(0)
         slope = np.linalg.solve(x.T @ (weight * x) + ridge * np.eye(x.shape[1]), x.T @ (weight * y))
@@ -652,7 +731,7 @@ def lime(explainer: Explainer, subjects: list,
         found.append(Scores(words=slope.T, details=[{"fit": float(1 - part)} for part in left]))
     return found
 
-# %% ../nbs/14_explain.ipynb #213b8a94
+# %% ../nbs/14_explain.ipynb #b26f0a61
 @method("attention rollout")
 def attention_rollout(explainer: Explainer, subjects: list,
                       residual: float = 0.5,    # weight of the residual connection
@@ -684,7 +763,10 @@ def _read_out(explainer, subject, flow):
     "Rollout at the positions that the targets are read from, shape (targets, pieces)."
     length = len(subject.word_at)
     last = length - 1 if _reads_last(explainer.model) else 0
-    at = [sorted({position if "tokens" in subject.row else last for position, *_ in places}) for places in subject.places]
+    at = [
+        sorted({position if "tokens" in subject.row else last for position, *_ in places})
+        for places in subject.places
+    ]
     return np.array([flow[positions, :length].mean(0) for positions in at])
 
 def _reads_last(model):
@@ -697,11 +779,19 @@ def random_scores(explainer: Explainer, subjects: list,
                   seed: int = 0,
                  ) -> list:
     "Scores without meaning: the baseline that every method must beat."
-    return [Scores(words=np.random.default_rng([seed, subject.number, 1]).normal(size=(len(subject.targets), len(subject.words))))
-            for subject in subjects]
+    return [
+        Scores(
+            words=np.random.default_rng([seed, subject.number, 1]).normal(
+                size=(len(subject.targets), len(subject.words))
+            )
+        )
+        for subject in subjects
+    ]
 
-# %% ../nbs/14_explain.ipynb #a0e7cbe5
-def _plain_text(word): return word.replace("$", r"\$").replace("\n", " ")[:30]    # a dollar sign starts mathematics
+# %% ../nbs/14_explain.ipynb #f26ec097
+def _plain_text(word):
+    "A word for matplotlib, where a dollar sign would start mathematics."
+    return word.replace("$", r"\$").replace("\n", " ")[:30]
 
 def plot_text(explanation: Explanation,
               width: int = 80,    # characters in a line
@@ -719,8 +809,15 @@ def plot_text(explanation: Explanation,
     for height, line in enumerate(lines):
         for i, start in line:
             (r, g, b), a = _colour(explanation.scores[i], largest)
-            axis.text(start, -height, _plain_text(explanation.words[i]), family="monospace", fontsize=9, va="center",
-                      bbox={"facecolor": (r / 255, g / 255, b / 255, a), "edgecolor": "none", "pad": 2.5})
+            axis.text(
+                start,
+                -height,
+                _plain_text(explanation.words[i]),
+                family="monospace",
+                fontsize=9,
+                va="center",
+                bbox={"facecolor": (r / 255, g / 255, b / 255, a), "edgecolor": "none", "pad": 2.5},
+            )
     axis.set(xlim=(-1, width + 8), ylim=(-len(lines) + 0.4, 0.6))
     axis.set_title(f"{_plain_text(explanation.target.label)}: {explanation.method}", fontsize=9, loc="left")
     axis.axis("off")
@@ -730,7 +827,9 @@ def _heat(rows, names, words, target):
     "A heat map of scores, each row scaled to its largest."
     import matplotlib.pyplot as plt
     table = np.array([scores / (_largest(scores) or 1) for scores in rows], dtype=float)
-    figure, axis = plt.subplots(figsize=(2.4 + 0.42 * len(words), 1.2 + 0.33 * len(rows)), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(2.4 + 0.42 * len(words), 1.2 + 0.33 * len(rows)), layout="constrained"
+    )
     from matplotlib.colors import LinearSegmentedColormap
     ends = [tuple(part / 255 for part in colour) for colour in (AGAINST, FOR)]
     colours = LinearSegmentedColormap.from_list("attribution", [ends[0], (1, 1, 1), ends[1]])
@@ -744,15 +843,23 @@ def _heat(rows, names, words, target):
 def plot_methods(explanations: Sequence[Explanation],    # of one target, by several methods
                 ):                                       # matplotlib Figure
     "Scores of several methods, one row a method."
-    return _heat([e.scores for e in explanations], [e.method for e in explanations], explanations[0].words, explanations[0].target)
+    return _heat(
+        [e.scores for e in explanations],
+        [e.method for e in explanations],
+        explanations[0].words,
+        explanations[0].target,
+    )
 
 def plot_layers(explainer: Explainer, row: dict,
                 target: Target = None,    # None: the model's first answer
                 steps: int = 16,          # of the integral
                ):                         # matplotlib Figure
-    "Layer integrated gradients of one target at every layer: a row for the embeddings, then one for each layer."
+    "Layer integrated gradients of one target: a row for the embeddings, then one for each layer."
     targets = [[target]] if target else [targets_of(explainer.predictor, [row])[0][:1]]
     depth = len(layers_of(explainer.model))
-    found = [explainer.explain([row], "layer integrated gradients", targets, layer=k, steps=steps)[0] for k in range(depth)]
+    found = [
+        explainer.explain([row], "layer integrated gradients", targets, layer=k, steps=steps)[0]
+        for k in range(depth)
+    ]
     return _heat([e.scores for e in found], ["embeddings", *(f"layer {k}" for k in range(1, depth))],
                  found[0].words, found[0].target)

@@ -7,7 +7,7 @@ __all__ = ['SHARES', 'BETTER', 'ranks', 'eraser_masks', 'erasure', 'monotonicity
            'random_measures', 'Faithfulness', 'replace_gate', 'plot_gains', 'randomised', 'rank_correlation', 'Sanity',
            'plot_sanity', 'Trust', 'plot_trust', 'read_rationale', 'agreement', 'chance_auprc', 'Plausibility']
 
-# %% ../nbs/14a_faithfulness.ipynb #594a96df
+# %% ../nbs/14a_faithfulness.ipynb #ba2e8ea9
 import copy
 from dataclasses import replace
 from typing import Sequence
@@ -17,13 +17,22 @@ import pandas as pd
 import torch
 
 from .attacks import rows_of
-from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, correct, paired_permutation, ratio
+from safetune.checks import (
+    CannotRun,
+    Check,
+    Gate,
+    Result,
+    cluster_bootstrap,
+    correct,
+    paired_permutation,
+    ratio,
+)
 from .data import InputError
 from .explain import METHODS, Explainer, Explanation, as_probability, layers_of, targets_of
 from .metrics import Interval
 from .predict import Predictor
 
-# %% ../nbs/14a_faithfulness.ipynb #420fa72c
+# %% ../nbs/14a_faithfulness.ipynb #645e5a59
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)    # of the words, as in ERASER
 
 def _regroup(explainer: Explainer, rows: Sequence[dict], explanations: Sequence[Explanation]) -> list:
@@ -35,7 +44,9 @@ def _regroup(explainer: Explainer, rows: Sequence[dict], explanations: Sequence[
     found = [None] * len(explanations)
     for subject in explainer.subjects(list(rows), targets):
         for target, places in zip(subject.targets, subject.places):
-            number = next(n for n in by_row[subject.number] if explanations[n].target == target and found[n] is None)
+            number = next(
+                n for n in by_row[subject.number] if explanations[n].target == target and found[n] is None
+            )
             found[number] = replace(subject, targets=[target], places=[places])
     return found
 
@@ -49,17 +60,20 @@ def ranks(scores: np.ndarray,     # one a word
 
 def eraser_masks(scores: np.ndarray,        # one a word
                  shares: Sequence = SHARES,
-                ) -> np.ndarray:            # bool, (2 * shares, words): without the top words, then only these
+                ) -> np.ndarray:            # bool, (2 * shares, words): without the top words, only these
     "Which words stay for comprehensiveness and for sufficiency; at least one word counts as important."
     place = ranks(scores)
     size = np.array([max(1, round(share * len(place))) for share in shares])
     top = place[None] < size[:, None]
     return np.vstack([~top, top])
 
-# %% ../nbs/14a_faithfulness.ipynb #bbcc71ec
+# %% ../nbs/14a_faithfulness.ipynb #f2ec8805
 def _probabilities(explainer, subjects, masks):
     "Probability of each subject's target with words hidden."
-    return [as_probability(s.targets[0], v[:, 0], explainer.task) for s, v in zip(subjects, explainer.values(subjects, masks))]
+    return [
+        as_probability(s.targets[0], v[:, 0], explainer.task)
+        for s, v in zip(subjects, explainer.values(subjects, masks))
+    ]
 
 def erasure(explainer: Explainer, rows: Sequence[dict],
             explanations: Sequence[Explanation],
@@ -69,7 +83,9 @@ def erasure(explainer: Explainer, rows: Sequence[dict],
     subjects = _regroup(explainer, rows, explanations)
     masks = [eraser_masks(e.scores, shares) for e in explanations]
     full = np.array([float(as_probability(e.target, e.value, explainer.task)) for e in explanations])
-    left = np.array([p.reshape(2, -1).mean(1) for p in _probabilities(explainer, subjects, masks)]).reshape(-1, 2)
+    left = np.array([p.reshape(2, -1).mean(1) for p in _probabilities(explainer, subjects, masks)]).reshape(
+        -1, 2
+    )
     return {"comprehensiveness": full - left[:, 0], "sufficiency": full - left[:, 1]}
 
 def monotonicity(explainer: Explainer, rows: Sequence[dict], explanations: Sequence[Explanation],
@@ -85,11 +101,12 @@ def monotonicity(explainer: Explainer, rows: Sequence[dict], explanations: Seque
     found = _probabilities(explainer, _regroup(explainer, rows, explanations), masks)
     return np.array([float((np.diff(p) >= -tolerance).mean()) if len(p) > 1 else 1.0 for p in found])
 
+# %% ../nbs/14a_faithfulness.ipynb #e523f5bb
 def infidelity(explainer: Explainer, rows: Sequence[dict], explanations: Sequence[Explanation],
                samples: int = 20,    # random sets of words
                seed: int = 0,
               ) -> np.ndarray:       # one share an explanation
-    "Infidelity to random removals, best scale allowed, as a share (Yeh et al. 2019, definition 2.1 and section 2.2)."
+    "Infidelity to random removals at the best scale, as a share (Yeh et al. 2019, definition 2.1)."
     masks = []
     for e in explanations:
         rng = np.random.default_rng([seed, e.row, len(e.words)])
@@ -126,15 +143,17 @@ def sensitivity(explainer: Explainer, rows: Sequence[dict], explanations: Sequen
         explainer.noise = None
     return worst
 
-# %% ../nbs/14a_faithfulness.ipynb #fe71645d
-BETTER = {"comprehensiveness": 1, "sufficiency": -1, "monotonicity": 1, "infidelity": -1}    # which way is good
+# %% ../nbs/14a_faithfulness.ipynb #a68734a4
+BETTER = {"comprehensiveness": 1, "sufficiency": -1, "monotonicity": 1, "infidelity": -1}  # which way is good
 
 def measures(explainer: Explainer, rows: Sequence[dict], explanations: Sequence[Explanation],
              names: Sequence = tuple(BETTER),
              seed: int = 0,
             ) -> dict:    # name -> one number an explanation
     "Several measures of the same explanations."
-    found = erasure(explainer, rows, explanations) if {"comprehensiveness", "sufficiency"} & set(names) else {}
+    found = (
+        erasure(explainer, rows, explanations) if {"comprehensiveness", "sufficiency"} & set(names) else {}
+    )
     if "monotonicity" in names:
         found["monotonicity"] = monotonicity(explainer, rows, explanations)
     if "infidelity" in names:
@@ -151,10 +170,13 @@ def random_measures(explainer: Explainer, rows, targets,
              for k in range(draws)]
     return {name: np.mean([one[name] for one in found], axis=0) for name in names}
 
-# %% ../nbs/14a_faithfulness.ipynb #efedb9b7
+# %% ../nbs/14a_faithfulness.ipynb #7f028885
 class Faithfulness(Check):
     "Is a method more faithful to the model than random scores are?"
-    name, question = "faithfulness", "Does the explanation name the words that the answer hangs on, better than chance?"
+    name, question = (
+        "faithfulness",
+        "Does the explanation name the words that the answer hangs on, better than chance?",
+    )
     default_gate = Gate("min", 0.0)
 
     def __init__(self,
@@ -188,12 +210,21 @@ class Faithfulness(Check):
         own = measures(explainer, rows, explanations, self.names, self.seed)
         parts = [_gain(self, name, own[name], chance[name], explanations) for name in self.names]
         first = parts[0]
-        result = Result(self.name, f"gain in {self.names[0]} over random scores", first.interval, "rows", self.gate, first.p_value,
-                        parts=[replace_gate(part, None) for part in parts], rows=[e.to_dict() for e in explanations[:5]],
-                        figure=lambda: plot_gains({self.method: result}))
+        result = Result(
+            self.name,
+            f"gain in {self.names[0]} over random scores",
+            first.interval,
+            "rows",
+            self.gate,
+            first.p_value,
+            parts=[replace_gate(part, None) for part in parts],
+            rows=[e.to_dict() for e in explanations[:5]],
+            figure=lambda: plot_gains({self.method: result}),
+        )
         result.own, result.chance, result.explanations = own, chance, explanations
         return result
 
+# %% ../nbs/14a_faithfulness.ipynb #3b41c433
 def replace_gate(result: Result, gate) -> Result:
     "The result with another gate."
     result.gate = gate
@@ -204,7 +235,9 @@ def _with_targets(predictor, rows, limit):
     targets = targets_of(predictor, rows)
     kept = [i for i in range(len(rows)) if targets[i]][:limit]
     if not kept:
-        raise CannotRun(f"the model answers nothing in {len(rows)} rows", "give rows in which it finds something")
+        raise CannotRun(
+            f"the model answers nothing in {len(rows)} rows", "give rows in which it finds something"
+        )
     return [rows[i] for i in kept], [targets[i] for i in kept]
 
 def _gain(check, name, own, chance, explanations) -> Result:
@@ -215,7 +248,7 @@ def _gain(check, name, own, chance, explanations) -> Result:
     _, p = paired_permutation(gain, np.zeros(len(gain)), clusters, seed=check.seed)
     return Result(name, "gain over random scores", interval, "rows", check.gate, p)
 
-# %% ../nbs/14a_faithfulness.ipynb #35f3f583
+# %% ../nbs/14a_faithfulness.ipynb #dccc436b
 def plot_gains(results: dict,    # method -> Result of `Faithfulness`
               ):                 # matplotlib Figure
     "Gain over random scores of each method and measure, with intervals."
@@ -230,13 +263,18 @@ def plot_gains(results: dict,    # method -> Result of `Faithfulness`
             axis.plot([part.low, part.high], [height] * 2, color=colour, linewidth=2.5)
             axis.plot(part.value, height, "o", color=colour)
         axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
-        axis.set(title=name, yticks=range(len(results)), yticklabels=list(reversed(results)), ylim=(-0.6, len(results) - 0.4))
+        axis.set(
+            title=name,
+            yticks=range(len(results)),
+            yticklabels=list(reversed(results)),
+            ylim=(-0.6, len(results) - 0.4),
+        )
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("gain over random scores (right is better)", fontsize=9)
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #c7ef85ff
+# %% ../nbs/14a_faithfulness.ipynb #133b9667
 def randomised(model,               # a transformers model
                top: int = None,     # head and so many layers from the top; None: everything
                seed: int = 0,
@@ -264,6 +302,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:    # nan where one 
         return float("nan")
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
+# %% ../nbs/14a_faithfulness.ipynb #19ae9f26
 class Sanity(Check):
     "Does the explanation change when the model's weights are replaced by random ones?"
     name, question = "sanity", "Does the explanation depend on what the model has learned?"
@@ -291,8 +330,15 @@ class Sanity(Check):
         own = Explainer(predictor, **self.explainer).explain(rows, self.method, targets, **self.options)
         depth, parts = len(layers_of(predictor.model)) - 1, []
         for top in [*(range(depth + 1) if self.cascade else ()), None]:
-            blank = Predictor(randomised(predictor.model, top, self.seed), predictor.tokenizer, predictor.task,
-                              predictor.batch_tokens, predictor.max_length, predictor.stride, 0)
+            blank = Predictor(
+                randomised(predictor.model, top, self.seed),
+                predictor.tokenizer,
+                predictor.task,
+                predictor.batch_tokens,
+                predictor.max_length,
+                predictor.stride,
+                0,
+            )
             new = Explainer(blank, **self.explainer).explain(rows, self.method, targets, **self.options)
             parts.append(self._part(top, own, new))
         last = parts[-1]
@@ -306,11 +352,23 @@ class Sanity(Check):
         if not kept:
             raise CannotRun("no text has three words or more", "give longer texts")
         values, clusters = zip(*kept)
-        interval = cluster_bootstrap(np.stack([values, np.ones(len(values))], 1), ratio, clusters, self.resamples,
-                                     self.confidence, self.seed, bounds=(-1, 1))
-        what = "everything" if top is None else "head" if top == 0 else f"head and {top} layer{'s' if top > 1 else ''}"
+        interval = cluster_bootstrap(
+            np.stack([values, np.ones(len(values))], 1),
+            ratio,
+            clusters,
+            self.resamples,
+            self.confidence,
+            self.seed,
+            bounds=(-1, 1),
+        )
+        what = (
+            "everything"
+            if top is None
+            else "head" if top == 0 else f"head and {top} layer{'s' if top > 1 else ''}"
+        )
         return Result(what, "rank correlation with the randomised model", interval, "rows")
 
+# %% ../nbs/14a_faithfulness.ipynb #3b519949
 def _survives(interval: Interval) -> str:
     "What the correlation means, in words."
     return ("The explanation survives random weights: it shows the input, not what the model learned."
@@ -325,7 +383,9 @@ def plot_sanity(parts: dict,    # method -> parts of `Sanity`
     for method, found in parts.items():
         x = range(len(found))
         line, = axis.plot(x, [part.value for part in found], "o-", label=method, markersize=4)
-        axis.fill_between(x, [part.low for part in found], [part.high for part in found], alpha=0.12, color=line.get_color())
+        axis.fill_between(
+            x, [part.low for part in found], [part.high for part in found], alpha=0.12, color=line.get_color()
+        )
     axis.set(xticks=x, ylabel="rank correlation", ylim=(-0.3, 1.05))
     axis.set_xticklabels([part.name for part in found], rotation=30, ha="right", fontsize=8)
     axis.axhline(0.5, color="black", linewidth=0.8, linestyle="--")
@@ -334,7 +394,7 @@ def plot_sanity(parts: dict,    # method -> parts of `Sanity`
     figure.supxlabel("made random", fontsize=9)
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #1c0a1b24
+# %% ../nbs/14a_faithfulness.ipynb #94d68f2a
 class Trust(Check):
     "Which explanation can be trusted for this model and these data?"
     name, question = "explanations", "Is there an explanation of this model that can be trusted?"
@@ -358,36 +418,75 @@ class Trust(Check):
         rows, targets = _with_targets(predictor, rows_of(data, self.split), self.limit)
         chance = random_measures(explainer, rows, targets, self.names, 3, self.seed)
         free = ("occlusion", "shap", "lime")      # what a plain function can be asked
-        methods = self.methods or [m for m in METHODS if m != "random" and (explainer.has_gradients or m in free)]
+        methods = self.methods or [
+            m for m in METHODS if m != "random" and (explainer.has_gradients or m in free)
+        ]
         common = {"seed": self.seed, "confidence": self.confidence, "resamples": self.resamples}
         found, sane = {}, {}
         for method in methods:
             own = self.options.get(method)
-            found[method] = Faithfulness(method, own, self.names, gate=self.gate, **common).compare(explainer, rows, targets, chance)
+            found[method] = Faithfulness(method, own, self.names, gate=self.gate, **common).compare(
+                explainer, rows, targets, chance
+            )
             found[method].name, found[method].parts = method, []
-            sane[method] = Sanity(method, own, len(rows), False, explainer=self.explainer, **common)(predictor, rows)
+            sane[method] = Sanity(method, own, len(rows), False, explainer=self.explainer, **common)(
+                predictor, rows
+            )
         correct(list(found.values()))
         return self._verdict(found, sane)
 
     def _verdict(self, found, sane):
         "The best method that passes, and its equals."
-        good = [m for m, r in found.items() if r.verdict == "pass" and (r.p_adjusted or 0) <= 1 - self.confidence
-                and sane[m].verdict in ("pass", "not run")]
+        good = [
+            m
+            for m, r in found.items()
+            if r.verdict == "pass"
+            and (r.p_adjusted or 0) <= 1 - self.confidence
+            and sane[m].verdict in ("pass", "not run")
+        ]
         best = max(good or found, key=lambda m: found[m].value)
         ties = [m for m in good if m != best and self._equal(found[best], found[m])]
-        table = pd.DataFrame([{"method": m, **{n: float(np.mean(r.own[n])) for n in self.names}, "gain": r.value, "low": r.low,
-                               "high": r.high, "p": r.p_adjusted, "random weights": sane[m].value, "sanity": sane[m].verdict,
-                               "trusted": m in good} for m, r in found.items()]).set_index("method")
-        words = (f"Trust {best} for this model{' (no worse: ' + ', '.join(ties) + ')' if ties else ''}." if good else
-                 "No explanation of this model can be trusted.")
+        table = pd.DataFrame(
+            [
+                {
+                    "method": m,
+                    **{n: float(np.mean(r.own[n])) for n in self.names},
+                    "gain": r.value,
+                    "low": r.low,
+                    "high": r.high,
+                    "p": r.p_adjusted,
+                    "random weights": sane[m].value,
+                    "sanity": sane[m].verdict,
+                    "trusted": m in good,
+                }
+                for m, r in found.items()
+            ]
+        ).set_index("method")
+        words = (
+            f"Trust {best} for this model{' (no worse: ' + ', '.join(ties) + ')' if ties else ''}."
+            if good
+            else "No explanation of this model can be trusted."
+        )
         flagged = [m for m in found if sane[m].verdict == "fail"]
         words += f" Flagged, since they survive random weights: {', '.join(flagged)}." if flagged else ""
         if good:
-            result = Result(self.name, found[best].measure, found[best].interval, "rows", self.gate, found[best].p_value)
+            result = Result(
+                self.name, found[best].measure, found[best].interval, "rows", self.gate, found[best].p_value
+            )
         else:      # the best of the rest may beat chance and yet be flagged
-            result = Result(self.name, "methods that can be trusted", Interval(0, 0, 0, len(found), self.confidence, "count"),
-                            "methods", Gate("min", 1))
-        result.table, result.trusted, result.results, result.sanity = table.sort_values("gain", ascending=False), good, found, sane
+            result = Result(
+                self.name,
+                "methods that can be trusted",
+                Interval(0, 0, 0, len(found), self.confidence, "count"),
+                "methods",
+                Gate("min", 1),
+            )
+        result.table, result.trusted, result.results, result.sanity = (
+            table.sort_values("gain", ascending=False),
+            good,
+            found,
+            sane,
+        )
         result.figure = lambda: plot_trust(result)
         result.rows = result.table.reset_index().to_dict("records")
         return result.introduce(words)
@@ -396,11 +495,20 @@ class Trust(Check):
         "Does the paired difference of two gains hold zero?"
         name = self.names[0]
         gap = BETTER[name] * (a.own[name] - b.own[name])
-        interval = cluster_bootstrap(np.stack([gap, np.ones(len(gap))], 1), ratio, [e.row for e in a.explanations], self.resamples,
-                                     self.confidence, self.seed, bounds=None)
+        interval = cluster_bootstrap(
+            np.stack([gap, np.ones(len(gap))], 1),
+            ratio,
+            [e.row for e in a.explanations],
+            self.resamples,
+            self.confidence,
+            self.seed,
+            bounds=None,
+        )
         return interval.low <= 0
 
-def plot_trust(result: Result) -> "matplotlib Figure":
+# %% ../nbs/14a_faithfulness.ipynb #0df443b8
+def plot_trust(result: Result,    # of `Trust`
+              ):                  # matplotlib Figure
     "Gain over random scores of each method; hollow where it survives random weights."
     import matplotlib.pyplot as plt
     table = result.table[::-1]
@@ -408,14 +516,20 @@ def plot_trust(result: Result) -> "matplotlib Figure":
     for height, line in enumerate(table.itertuples()):
         colour = "tab:blue" if line.trusted else "tab:red" if line.sanity == "fail" else "grey"
         axis.plot([line.low, line.high], [height] * 2, color=colour, linewidth=2.5)
-        axis.plot(line.gain, height, "o", color=colour, markerfacecolor="white" if line.sanity == "fail" else colour)
+        axis.plot(
+            line.gain, height, "o", color=colour, markerfacecolor="white" if line.sanity == "fail" else colour
+        )
     axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axis.set(yticks=range(len(table)), yticklabels=table.index, xlabel=f"gain in {list(table.columns)[0]} over random scores")
+    axis.set(
+        yticks=range(len(table)),
+        yticklabels=table.index,
+        xlabel=f"gain in {list(table.columns)[0]} over random scores",
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("blue: trusted; hollow red: survives random weights", fontsize=8, loc="left")
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #02323827
+# %% ../nbs/14a_faithfulness.ipynb #b542aaf7
 def read_rationale(rationale,      # a bool a word, or a list of (first word, after the last word)
                    n_words: int,
                   ) -> np.ndarray:    # bool, one a word
@@ -425,11 +539,15 @@ def read_rationale(rationale,      # a bool a word, or a list of (first word, af
         marked = np.zeros(n_words, dtype=bool)
         for start, end in items:
             if not 0 <= start < end <= n_words:
-                raise InputError(f"the rationale {start} to {end} lies outside the {n_words} words", "give word numbers")
+                raise InputError(
+                    f"the rationale {start} to {end} lies outside the {n_words} words", "give word numbers"
+                )
             marked[start:end] = True
         return marked
     if items and len(items) != n_words:
-        raise InputError(f"the rationale has {len(items)} marks for {n_words} words", "give one mark a word, or spans")
+        raise InputError(
+            f"the rationale has {len(items)} marks for {n_words} words", "give one mark a word, or spans"
+        )
     return np.array(items, dtype=bool) if items else np.zeros(n_words, dtype=bool)
 
 def _runs(marked):
@@ -457,7 +575,11 @@ def agreement(scores: np.ndarray,       # one a word
     own, human = _runs(chosen), _runs(marked)
     p, r = _iou_hits(own, human) / len(own), _iou_hits(human, own) / len(human)
     f1 = lambda p, r: 2 * p * r / (p + r) if p + r else 0.0
-    return {"token F1": f1(precision, recall), "IoU F1": f1(p, r), "AUPRC": float(average_precision_score(marked, scores))}
+    return {
+        "token F1": f1(precision, recall),
+        "IoU F1": f1(p, r),
+        "AUPRC": float(average_precision_score(marked, scores)),
+    }
 
 def chance_auprc(marked: np.ndarray,    # bool, one a word
                  draws: int = 50, seed: int = 0) -> float:
@@ -466,9 +588,13 @@ def chance_auprc(marked: np.ndarray,    # bool, one a word
     rng = np.random.default_rng(seed)
     return float(np.mean([average_precision_score(marked, rng.random(len(marked))) for _ in range(draws)]))
 
+# %% ../nbs/14a_faithfulness.ipynb #95dd028a
 class Plausibility(Check):
     "Do the words that the explanation names agree with those that people marked?"
-    name, question = "plausibility", "Does the explanation agree with the reasons that people give, better than chance?"
+    name, question = (
+        "plausibility",
+        "Does the explanation agree with the reasons that people give, better than chance?",
+    )
     default_gate = Gate("min", 0.0)
 
     def __init__(self,
@@ -484,21 +610,41 @@ class Plausibility(Check):
 
     def run(self, predictor: Predictor, data) -> Result:
         "Compare. Raises `CannotRun` where no row has a rationale."
-        rows = [row for row in rows_of(data, self.split) if row.get(self.column) is not None and len(row[self.column])]
+        rows = [
+            row
+            for row in rows_of(data, self.split)
+            if row.get(self.column) is not None and len(row[self.column])
+        ]
         if not rows:
-            raise CannotRun(f"no row has anything in the column {self.column!r}", "name the column that holds the rationales")
+            raise CannotRun(
+                f"no row has anything in the column {self.column!r}",
+                "name the column that holds the rationales",
+            )
         found = Explainer(predictor, **self.explainer).explain(rows, self.method, **self.options)
         marks = [read_rationale(rows[e.row][self.column], len(e.words)) for e in found]
         kept = [(e, m) for e, m in zip(found, marks) if m.any()]
         if not kept:
-            raise CannotRun("the model answers nothing where people marked words", "give rows with answers and rationales")
+            raise CannotRun(
+                "the model answers nothing where people marked words", "give rows with answers and rationales"
+            )
         share = float(np.mean([m.mean() for _, m in kept]))
         scores = pd.DataFrame([agreement(e.scores, m, share) for e, m in kept])
         clusters, parts = [e.row for e, _ in kept], []
-        columns = {name: scores[name] for name in ("token F1", "IoU F1", "AUPRC")} | {"gain": scores["AUPRC"] - [chance_auprc(m, seed=self.seed) for _, m in kept]}
+        columns = {name: scores[name] for name in ("token F1", "IoU F1", "AUPRC")} | {
+            "gain": scores["AUPRC"] - [chance_auprc(m, seed=self.seed) for _, m in kept]
+        }
         for name, values in columns.items():
-            interval = cluster_bootstrap(np.stack([values, np.ones(len(values))], 1), ratio, clusters, self.resamples,
-                                         self.confidence, self.seed, bounds=(-1, 1) if name == "gain" else (0, 1))
+            interval = cluster_bootstrap(
+                np.stack([values, np.ones(len(values))], 1),
+                ratio,
+                clusters,
+                self.resamples,
+                self.confidence,
+                self.seed,
+                bounds=(-1, 1) if name == "gain" else (0, 1),
+            )
             parts.append(Result(name, "agreement with people", interval, "rows"))
         gain = parts.pop()
-        return Result(self.name, "gain in AUPRC over random scores", gain.interval, "rows", self.gate, parts=parts)
+        return Result(
+            self.name, "gain in AUPRC over random scores", gain.interval, "rows", self.gate, parts=parts
+        )

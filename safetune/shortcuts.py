@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['drivers', 'plot_drivers', 'word_effects', 'Shortcuts', 'plot_shortcuts']
 
-# %% ../nbs/14b_shortcuts.ipynb #600a130d
+# %% ../nbs/14b_shortcuts.ipynb #f710e73a
 from collections import Counter, defaultdict
 from typing import Sequence
 
@@ -13,17 +13,26 @@ import numpy as np
 import pandas as pd
 
 from .attacks import rows_of
-from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, gate_p_value, benjamini_hochberg, ratio
+from safetune.checks import (
+    CannotRun,
+    Check,
+    Gate,
+    Result,
+    cluster_bootstrap,
+    gate_p_value,
+    benjamini_hochberg,
+    ratio,
+)
 from .data import InputError
 from .explain import Explainer, Explanation, Target
 from .metrics import Interval, entities
 from .predict import Predictor
 
-# %% ../nbs/14b_shortcuts.ipynb #7a84ce56
+# %% ../nbs/14b_shortcuts.ipynb #0da4833a
 def drivers(explanations: Sequence[Explanation],
             least: int = 5,    # explanations in which a word must occur
            ) -> pd.DataFrame:  # columns label, word, n, score, error; the strongest of a label first
-    "Mean score of each word (case folded) for each label, with its standard error; a word counts once a text."
+    "Mean score of each word (case folded) for each label, with its standard error; once a text."
     scores = defaultdict(dict)
     for number, e in enumerate(explanations):
         for word, score in zip(e.words, e.scores):
@@ -44,13 +53,21 @@ def plot_drivers(table: pd.DataFrame,    # from `drivers`
     labels = list(dict.fromkeys(table["label"]))
     columns = min(4, max(1, len(labels)))
     lines = -(-max(1, len(labels)) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.9 * columns, 0.6 + 0.23 * k * lines), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.9 * columns, 0.6 + 0.23 * k * lines), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(labels):]:
         axis.axis("off")
     for axis, label in zip(axes.flat, labels):
         top = table[table["label"] == label].nlargest(k, "score")[::-1]
-        axis.barh(range(len(top)), top["score"], xerr=top["error"].fillna(0), color="#3178c6", alpha=0.8, ecolor="grey")
+        axis.barh(
+            range(len(top)),
+            top["score"],
+            xerr=top["error"].fillna(0),
+            color="#3178c6",
+            alpha=0.8,
+            ecolor="grey",
+        )
         axis.set(yticks=range(len(top)))
         axis.set_yticklabels([word.replace("$", r"\$")[:18] for word in top["word"]], fontsize=8)
         axis.set_title(str(label).replace("$", r"\$"), fontsize=9)
@@ -58,7 +75,7 @@ def plot_drivers(table: pd.DataFrame,    # from `drivers`
     figure.supxlabel("mean score in the texts that hold the word", fontsize=9)
     return figure
 
-# %% ../nbs/14b_shortcuts.ipynb #f1be098b
+# %% ../nbs/14b_shortcuts.ipynb #70b1451c
 def _units(rows, task):
     "What can be judged: (row, gold label, targets by label)."
     found = []
@@ -69,7 +86,9 @@ def _units(rows, task):
                       for type_, start, end in entities(list(row["tags"])) if type_ in kinds]
         return found, kinds
     if task.name != "text-classification":
-        raise CannotRun(f"the task {task.name} has no labels that exclude each other", "give a classifier or a tagger")
+        raise CannotRun(
+            f"the task {task.name} has no labels that exclude each other", "give a classifier or a tagger"
+        )
     labels = list(task.labels)
     return [(i, row["label"], [Target(label) for label in labels]) for i, row in enumerate(rows)
             if row.get("label") in labels], labels
@@ -83,11 +102,12 @@ def _temperature(scores: np.ndarray,   # log-probabilities, shape (units, labels
     loss = lambda t: -log_softmax(scores / np.exp(t), axis=1)[np.arange(len(gold)), gold].mean()
     return float(np.exp(minimize_scalar(loss, bounds=(-2, 3), method="bounded").x))
 
+# %% ../nbs/14b_shortcuts.ipynb #628a2a8f
 def word_effects(explainer: Explainer,
                  rows: Sequence[dict],      # reference rows with gold labels
                  least: int = 20,           # units in which a word must occur
                 ) -> pd.DataFrame:          # a row a unit, word and label: row, word, label, p, without, gold
-    "Probability of each label with and without each word, over texts or gold entities. Raises `CannotRun` without any."
+    "Probability of each label with and without each word, over texts or gold entities. Or `CannotRun`."
     from scipy.special import softmax
     task = explainer.task
     units, labels = _units(rows, task)
@@ -103,9 +123,15 @@ def word_effects(explainer: Explainer,
         gold += [chosen[i][0] for i in sorted(chosen)]
     folded = [[word.casefold() for word in subject.words] for subject in subjects]
     counts = Counter(word for words in folded for word in set(words))
-    known = [sorted({w for w in words if counts[w] >= least and any(c.isalnum() for c in w)}) for words in folded]
-    masks = [np.vstack([np.ones((1, len(words)), dtype=bool), *(np.array([v != w for v in words])[None] for w in own)])
-             for words, own in zip(folded, known)]
+    known = [
+        sorted({w for w in words if counts[w] >= least and any(c.isalnum() for c in w)}) for words in folded
+    ]
+    masks = [
+        np.vstack(
+            [np.ones((1, len(words)), dtype=bool), *(np.array([v != w for v in words])[None] for w in own)]
+        )
+        for words, own in zip(folded, known)
+    ]
     scores = explainer.values(subjects, masks)
     right, full = np.array([labels.index(g) for g in gold]), np.stack([score[0] for score in scores])
     places = defaultdict(list)
@@ -123,7 +149,7 @@ def word_effects(explainer: Explainer,
                   for k, label in enumerate(labels) if label != "O" for i, unit in enumerate(at)]
     return pd.DataFrame(lines, columns=["row", "word", "label", "p", "without", "gold"])
 
-# %% ../nbs/14b_shortcuts.ipynb #800ebfa7
+# %% ../nbs/14b_shortcuts.ipynb #e7820486
 class Shortcuts(Check):
     "Does a word act on the model far beyond its evidence?"
     name, question = "shortcuts", "Is there a word that the model leans on more than the labels justify?"
@@ -146,26 +172,55 @@ class Shortcuts(Check):
         rows = rows_of(data, self.split)[:self.limit]
         table = word_effects(Explainer(predictor, **self.explainer), rows, self.least)
         if table.empty:
-            raise CannotRun(f"no word occurs in {self.least} texts or entities", "give more reference rows, or lower least")
+            raise CannotRun(
+                f"no word occurs in {self.least} texts or entities",
+                "give more reference rows, or lower least",
+            )
         keys = np.array([row.get(self.cluster, i) for i, row in enumerate(rows)], dtype=object).astype(str)
         words = [self._word(word, label, group, keys[group["row"]])
                  for (word, label), group in table.groupby(["word", "label"], sort=False)]
         words = [word for word in words if word is not None]
         unit = "entities" if "tags" in rows[0] else "texts"
-        seen = f"Of {table['word'].nunique()} words in at least {self.least} {unit}, {len(words)} act on a label."
+        tried = table["word"].nunique()
+        seen = f"Of {tried} words in at least {self.least} {unit}, {len(words)} act on a label."
         if not words:
-            return Result(self.name, "excess over the evidence that a word makes", Interval(0, 0, 0, table["word"].nunique(), self.confidence,
-                          "no word acts"), "words", self.gate).introduce(seen)
+            return Result(
+                self.name,
+                "excess over evidence that a word makes",
+                Interval(0, 0, 0, table["word"].nunique(), self.confidence, "no word acts"),
+                "words",
+                self.gate,
+            ).introduce(seen)
         for word, p in zip(words, benjamini_hochberg([word.p_value for word in words])):
             word.p_value = word.p_adjusted = float(p)     # corrected over the words that act
             word.tests = len(words)
         words.sort(key=lambda word: (word.verdict != "fail", -word.value))
         accused = [word for word in words if word.verdict == "fail"]
         worst = words[0]
-        result = Result(self.name, worst.measure, worst.interval, unit, self.gate, worst.p_value, parts=words[:30],
-                        rows=[{"word": w.word, "label": w.label, "effect": w.effect.value, "evidence": w.evidence,
-                               "excess": w.excess.value, "blame": w.value, "low": w.low, "n": w.n, "p": w.p_value} for w in words],
-                        figure=lambda: plot_shortcuts(result))
+        result = Result(
+            self.name,
+            worst.measure,
+            worst.interval,
+            unit,
+            self.gate,
+            worst.p_value,
+            parts=words[:30],
+            rows=[
+                {
+                    "word": w.word,
+                    "label": w.label,
+                    "effect": w.effect.value,
+                    "evidence": w.evidence,
+                    "excess": w.excess.value,
+                    "blame": w.value,
+                    "low": w.low,
+                    "n": w.n,
+                    "p": w.p_value,
+                }
+                for w in words
+            ],
+            figure=lambda: plot_shortcuts(result),
+        )
         result.p_adjusted, result.tests, result.words = worst.p_adjusted, worst.tests, words
         named = f" Accused: {', '.join(w.name for w in accused[:5])}." if accused else " None is accused."
         return result.introduce(seen + named)
@@ -180,14 +235,19 @@ class Shortcuts(Check):
         effect = cluster_bootstrap(sums(effect), ratio, resamples=self.resamples, **options)
         if effect.low <= self.acts:
             return None
-        excess = cluster_bootstrap(sums((group["p"] - group["gold"]).to_numpy()), ratio, resamples=self.resamples, **options)
+        excess = cluster_bootstrap(
+            sums((group["p"] - group["gold"]).to_numpy()), ratio, resamples=self.resamples, **options
+        )
         own = min((effect, excess), key=lambda interval: interval.low)      # both must be beyond the limit
         p = max(gate_p_value(interval, self.gate or Gate("max", 0.0)) for interval in (effect, excess))
-        part = Result(f"{word} → {label}", "excess over the evidence that the word makes", own, "clusters", self.gate, p)
+        part = Result(
+            f"{word} → {label}", "excess over evidence that the word makes", own, "clusters", self.gate, p
+        )
         part.word, part.label, part.effect, part.excess = word, label, effect, excess
         part.evidence = float((group["gold"] - group["without"]).mean())
         return part
 
+# %% ../nbs/14b_shortcuts.ipynb #76d0d121
 def plot_shortcuts(result: Result,    # of `Shortcuts`
                    names: int = 8,    # accused words that are written beside their point
                   ):                  # matplotlib Figure
@@ -197,7 +257,13 @@ def plot_shortcuts(result: Result,    # of `Shortcuts`
     words = getattr(result, "words", [])
     for word in words:
         bad = word.verdict == "fail"
-        axis.plot(word.evidence, word.effect.value, "o", color="tab:red" if bad else "tab:blue", alpha=0.9 if bad else 0.4)
+        axis.plot(
+            word.evidence,
+            word.effect.value,
+            "o",
+            color="tab:red" if bad else "tab:blue",
+            alpha=0.9 if bad else 0.4,
+        )
     for word in [word for word in words if word.verdict == "fail"][:names]:
         axis.annotate(word.name.replace("$", r"\$")[:30], (word.evidence, word.effect.value), xytext=(4, 5),
                       textcoords="offset points", fontsize=8)
@@ -205,10 +271,20 @@ def plot_shortcuts(result: Result,    # of `Shortcuts`
     x = np.linspace(min(ends) - 0.05, max(ends) + 0.05, 200)
     axis.plot(x, x, color="grey", linewidth=0.8, label="effect = evidence")
     if result.gate:
-        axis.plot(x, np.maximum(x + result.gate.limit, result.gate.limit), color="black", linewidth=0.8, linestyle="--",
-                  label="limit of effect and excess")
-    axis.set(xlabel="evidence: what the gold labels say", ylabel="effect: what the model makes of it", xlim=x[[0, -1]],
-             ylim=(-0.03, max([word.effect.value for word in words] + [0.2]) + 0.08))
+        axis.plot(
+            x,
+            np.maximum(x + result.gate.limit, result.gate.limit),
+            color="black",
+            linewidth=0.8,
+            linestyle="--",
+            label="limit of effect and excess",
+        )
+    axis.set(
+        xlabel="evidence: what the gold labels say",
+        ylabel="effect: what the model makes of it",
+        xlim=x[[0, -1]],
+        ylim=(-0.03, max([word.effect.value for word in words] + [0.2]) + 0.08),
+    )
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
