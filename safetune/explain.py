@@ -516,7 +516,7 @@ def text_html(explanations: Sequence[Explanation],
         lines.append(f'<p style="line-height:1.9">{title}{" ".join(words)}</p>')
     return "<div>" + "".join(lines) + "</div>"
 
-# %% ../nbs/14_explain.ipynb #629b0a36
+# %% ../nbs/14_explain.ipynb #fc8ff526
 METHODS = {}    # name -> function (explainer, subjects, **options) -> list of `Scores`, one a subject
 
 @dataclass
@@ -545,6 +545,7 @@ def to_words(pieces: np.ndarray,     # (..., pieces)
     member[np.flatnonzero(inside), word_at[inside]] = 1
     return np.where(member.any(0), pieces @ member, np.nan)
 
+# %% ../nbs/14_explain.ipynb #da41b7f4
 def explain(explainer: Explainer,
             rows: Sequence[dict],
             method: str = "integrated gradients",   # in `METHODS`
@@ -788,7 +789,7 @@ def random_scores(explainer: Explainer, subjects: list,
         for subject in subjects
     ]
 
-# %% ../nbs/14_explain.ipynb #f26ec097
+# %% ../nbs/14_explain.ipynb #782a0d6f
 def _plain_text(word):
     "A word for matplotlib, where a dollar sign would start mathematics."
     return word.replace("$", r"\$").replace("\n", " ")[:30]
@@ -840,6 +841,7 @@ def _heat(rows, names, words, target):
     figure.colorbar(image, ax=axis, label="share of largest score", shrink=0.9)
     return figure
 
+# %% ../nbs/14_explain.ipynb #c8e24498
 def plot_methods(explanations: Sequence[Explanation],    # of one target, by several methods
                 ):                                       # matplotlib Figure
     "Scores of several methods, one row a method."
