@@ -17,19 +17,34 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'out_of_fold', 'PersonalData', 'Pseudonyms', 'Recogniser', 'Redactor', 'find_personal', 'redact',
            'Duplicates', 'Lexicon', 'Shortcuts', 'entity_overlap', 'screen', 'CanaryExposure', 'MembershipInference',
            'RedactingPredictor', 'train_shadows', 'AdversarialInput', 'CharacterModel', 'Mahalanobis', 'Perplexity',
-           'Stability', 'judge_detectors']
+           'Stability', 'judge_detectors', 'Explainer', 'explain', 'plot_layers', 'plot_methods', 'plot_text',
+           'targets_of', 'text_html', 'Faithfulness', 'Plausibility', 'Sanity', 'Trust', 'ModelShortcuts', 'drivers',
+           'plot_drivers', 'Neighbourhood', 'WorseSlices', 'counterfactuals', 'entity_errors', 'hardest', 'plot_errors',
+           'Allow', 'AllowedTypes', 'Call', 'Deny', 'MaxLength', 'Pattern', 'Personal', 'Toxic', 'ValidTags',
+           'apply_rules', 'Calibrated', 'CalibrationError', 'calibration_table', 'fit_scaling', 'Conformal',
+           'ConformalCoverage', 'EntityCandidates', 'SelectiveRisk', 'sgr', 'Front', 'Limits', 'choose', 'Choices',
+           'DenyText', 'Generator', 'Grounded', 'GroundedAnswers', 'GuardedPredictor']
 
-# %% ../nbs/22_all.ipynb #b26fac2c
+# %% ../nbs/22_all.ipynb #aa5cb7f1
+from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
 from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
+from .calibration import Calibrated, CalibrationError, calibration_table, fit_scaling
 from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
                              detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
                              wilson)
+from .control import (Allow, AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Toxic, ValidTags,
+                              apply_rules)
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
 from .detection import (AdversarialInput, CharacterModel, Mahalanobis, Perplexity, Stability,
                                 judge_detectors)
+from .errors import Neighbourhood, WorseSlices, counterfactuals, entity_errors, hardest, plot_errors
+from .explain import Explainer, explain, plot_layers, plot_methods, plot_text, targets_of, text_html
 from .fairness import (Counterfactual, GroupGap, GroupThresholds, PairPreference, WordAssociation,
                                demographic_parity, equalised_odds, fairness_checks, reweigh, run_fairness)
+from .faithfulness import Faithfulness, Plausibility, Sanity, Trust
 from .findings import AuditLog, Finding, Findings, clean, replay, undo
+from .generation import Choices, DenyText, Generator, Grounded, GroundedAnswers
+from .guard import GuardedPredictor
 from .labels import LabelErrors, out_of_fold
 from .losses import LOSSES, get_loss, weights_from_counts
 from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
@@ -41,8 +56,11 @@ from .privacy import CanaryExposure, MembershipInference, RedactingPredictor, tr
 from .robustness import NOISES, Defended, NoiseRobustness, Normaliser, normalise, perturb
 from .sample import sample_ner, sample_text
 from .screening import Duplicates, Lexicon, Shortcuts, entity_overlap, screen
+from .shortcuts import Shortcuts as ModelShortcuts
+from .shortcuts import drivers, plot_drivers
 from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
+from .tradeoff import Front, Limits, choose
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
@@ -64,4 +82,12 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "PersonalData", "Pseudonyms", "Recogniser", "Redactor", "find_personal", "redact",
          "Duplicates", "Lexicon", "Shortcuts", "entity_overlap", "screen",
          "CanaryExposure", "MembershipInference", "RedactingPredictor", "train_shadows",
-         "AdversarialInput", "CharacterModel", "Mahalanobis", "Perplexity", "Stability", "judge_detectors"]
+         "AdversarialInput", "CharacterModel", "Mahalanobis", "Perplexity", "Stability", "judge_detectors",
+         "Explainer", "explain", "plot_layers", "plot_methods", "plot_text", "targets_of", "text_html",
+         "Faithfulness", "Plausibility", "Sanity", "Trust", "ModelShortcuts", "drivers", "plot_drivers",
+         "Neighbourhood", "WorseSlices", "counterfactuals", "entity_errors", "hardest", "plot_errors",
+         "Allow", "AllowedTypes", "Call", "Deny", "MaxLength", "Pattern", "Personal", "Toxic", "ValidTags",
+         "apply_rules", "Calibrated", "CalibrationError", "calibration_table", "fit_scaling",
+         "Conformal", "ConformalCoverage", "EntityCandidates", "SelectiveRisk", "sgr",
+         "Front", "Limits", "choose", "Choices", "DenyText", "Generator", "Grounded", "GroundedAnswers",
+         "GuardedPredictor"]
