@@ -6,7 +6,7 @@ Every entity that the model finds is explained as one thing (the joint log-proba
 once against every other type and against no entity; without it, once by itself. Sentences without an entity are passed
 over. Captum's `IntegratedGradients` is called for one target of one sentence, all steps in one batch, without padding.
 `--captum N` measures captum on the first N of the sentences after a shuffle (seed 0), and safetune on the same N, for
-the ratio. Both sides run in this process, taking turns in three rounds, in single precision; the seconds are process time
+the ratio. Both sides run in this process, taking turns in three rounds, in one precision; the seconds are process time
 on a CPU (other programs do not count) and wall time on a GPU. Captum runs in the same precision. One line is appended to `benchmarks/results.jsonl`.
 
 MODEL is a model fine-tuned on WNUT17. The data is read from $SAFETUNE_WNUT17 or ../shared/data/wnut17.
