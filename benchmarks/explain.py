@@ -1,13 +1,13 @@
 """Integrated gradients over WNUT 2017: batched over sentences, steps and targets, against captum one target at a time.
 
-    python benchmarks/explain.py MODEL [--sentences 1000] [--captum 1000] [--steps 32] [--against each]
+    python benchmarks/explain.py MODEL [--sentences 1000] [--captum 1000] [--steps 32] [--against each] [--precision full|mixed]
 
 Every entity that the model finds is explained as one thing (the joint log-probability of its tags), with `--against each`
 once against every other type and against no entity; without it, once by itself. Sentences without an entity are passed
 over. Captum's `IntegratedGradients` is called for one target of one sentence, all steps in one batch, without padding.
 `--captum N` measures captum on the first N of the sentences after a shuffle (seed 0), and safetune on the same N, for
-the ratio. Both sides run in this process, taking turns in three rounds, in single precision; the seconds are process time
-on a CPU (other programs do not count) and wall time on a GPU. One line is appended to `benchmarks/results.jsonl`.
+the ratio. Both sides run in this process, taking turns in three rounds, in one precision; the seconds are process time
+on a CPU (other programs do not count) and wall time on a GPU. Captum runs in the same precision. One line is appended to `benchmarks/results.jsonl`.
 
 MODEL is a model fine-tuned on WNUT17. The data is read from $SAFETUNE_WNUT17 or ../shared/data/wnut17.
 """
@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--against", default=None)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=("full", "mixed"), default="full")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     options = parser.parse_args()
     folder = os.environ.get("SAFETUNE_WNUT17", HERE.parent.parent / "shared" / "data" / "wnut17")
@@ -72,7 +73,7 @@ def main():
     rows = [row for split in ("test", "validation", "train") for row in data[split]]
     random.Random(0).shuffle(rows)
     predictor = Predictor(options.model)
-    explainer = Explainer(predictor, precision="full", batch_tokens=options.batch_tokens)
+    explainer = Explainer(predictor, precision=options.precision, batch_tokens=options.batch_tokens)
     kept, targets = [], []
     for start in range(0, len(rows), 200):      # no more sentences are read than are needed
         found = targets_of(predictor, rows[start:start + 200], options.against)
@@ -95,6 +96,7 @@ def main():
     whole = seconds(lambda: ours(len(kept)))[1] if len(kept) > few else None
     entry = {"kind": "explain", "model": predictor.model.config.name_or_path and Path(predictor.model.config.name_or_path).name,
              "parameters": sum(p.numel() for p in predictor.model.parameters()), "against": options.against, "steps": options.steps,
+             "precision": options.precision,
              "sentences": few, "targets": len(order), "safetune_seconds": [round(a, 2) for a, _ in rounds],
              "captum_seconds": [round(b, 2) for _, b in rounds], "ratio": round(float(np.median([b / a for a, b in rounds])), 2),
              "largest_difference": gap, "all_sentences": len(kept), "all_seconds": whole and round(whole, 2),

@@ -120,7 +120,7 @@ def is_main_process() -> bool:
     "Only one process of several writes files and prints."
     return int(os.environ.get("RANK", 0)) == 0
 
-# %% ../nbs/21_cli.ipynb #1cc0c226
+# %% ../nbs/21_cli.ipynb #17dee763
 def finish(tuner, out) -> dict:
     "Save a tuned model with its scores and curves; returns what `metrics.json` holds."
     import dataclasses
@@ -134,6 +134,7 @@ def finish(tuner, out) -> dict:
     record = {**scores, "task": tuner.task.name, "labels": tuner.task.labels, "settings": settings,
               "rows": {split: len(part) for split, part in tuner.data.items()},
               "history": tuner.history.to_dict("records"),
+              "privacy": tuner.privacy,    # epsilon, delta and noise of a private run; else null
               "versions": {name: version(name) for name in ("safetune", "torch", "transformers", "datasets")}}
     write_json(out / "metrics.json", without_nan(record))
     save_figure(tuner.plot(), out / "training.png")

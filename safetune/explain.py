@@ -193,13 +193,13 @@ def _window(encoding, windows, target):
                          "raise max_length, or check the span")
     return best[1]
 
-# %% ../nbs/14_explain.ipynb #65c3219d
+# %% ../nbs/14_explain.ipynb #0c1b611d
 class Explainer:
     "Attributions of a model's answers. Raises `InputError` for a function whose labels are not known."
     def __init__(self,
                  predictor: Predictor,
                  hidden: str = "mask",         # what hides a word: "mask", "pad" or "zero"
-                 batch_tokens: int = 2048,     # tokens of a batch, padding included
+                 batch_tokens: int = None,     # of a batch, with padding; None: 2,048, or 16,384 on a GPU
                  precision: str = None,        # "full" or "mixed"; None: mixed on a GPU, full elsewhere
                  hidden_word: str = None,      # for functions; None: texts lose the word, tags get "[MASK]"
                 ):
@@ -209,8 +209,10 @@ class Explainer:
             raise InputError(f"hidden={hidden!r}, precision={precision!r}",
                              "choose mask, pad or zero, and full or mixed")
         self.predictor, self.task, self.hidden = predictor, predictor.task, hidden
-        self.batch_tokens, self.hidden_word, self.noise = batch_tokens, hidden_word, None
+        self.hidden_word, self.noise = hidden_word, None
         self.has_gradients = predictor.function is None
+        on_gpu = self.has_gradients and predictor.model.device.type == "cuda"
+        self.batch_tokens = batch_tokens or (16_384 if on_gpu else 2048)    # small batches leave a GPU idle
         if self.has_gradients:
             self.tokenizer, self.model = predictor.tokenizer, predictor.model
             self.embedding, self.device = self.model.get_input_embeddings(), self.model.device

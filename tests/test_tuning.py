@@ -1,6 +1,8 @@
 """Real fine-tuning, and the parts of the Tuner that no story tells."""
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,14 +10,29 @@ from datasets import DatasetDict
 
 from safetune.data import InputError, load_data
 from safetune.sample import sample_ner
-from safetune.tasks import get_task, load_model
-from safetune.tuning import Settings, Tuner, choose_precision, make_settings, new_encoder
+from safetune.tasks import get_task, load_model, load_tokenizer
+from safetune.tuning import Settings, Tuner, choose_precision, learn_pieces, make_settings, new_encoder
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     "A tiny encoder with random weights."
     return new_encoder(sample_ner(n=200, seed=0)["train"]["tokens"], tmp_path_factory.mktemp("encoder"), vocab_size=400, hidden=32, heads=2)
+
+
+def test_the_vocabulary_is_the_same_in_every_process():
+    "tokenizers numbers the letters inside words in an order that differs between processes."
+    script = ("import json; from safetune.sample import sample_ner; from safetune.tuning import learn_pieces; "
+              "print(json.dumps(learn_pieces([' '.join(t) for t in sample_ner(n=100, seed=0)['train']['tokens']], 300)))")
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    texts = [" ".join(tokens) for tokens in sample_ner(n=100, seed=0)["train"]["tokens"]]
+    assert json.loads(other.stdout.splitlines()[-1]) == learn_pieces(texts, 300)
+
+
+def test_special_pieces_of_the_learner_are_ordinary_text(tmp_path):
+    folder = new_encoder(["Hello hello, worldly world"] * 3, tmp_path, vocab_size=60, hidden=16, heads=2)
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer.all_special_tokens) == 5 and "##o" not in tokenizer.tokenize("a ##o b")
 
 
 def test_minilm_learns_from_wnut17(wnut17, minilm):
