@@ -263,7 +263,7 @@ def said(answers: Sequence[dict]) -> list:
     "Tags or label of each answer."
     return [answer["tags"] if "tags" in answer else answer["label"] for answer in answers]
 
-# %% ../nbs/20_audit.ipynb #eff279b4
+# %% ../nbs/20_audit.ipynb #07e1995f
 @planned("performance/score", "Score", "How good is the model on rows that it has not seen?", cost=3,
          next=("Train longer, on more data, or from a larger encoder", "Look at the weakest label first"),
          limits="Holds for rows like those of the audited split; other sources, times and users may differ.")
@@ -285,6 +285,17 @@ def _score(ground: Ground, id: str) -> Result:
     result.figure = lambda: plot_parts(result).figure
     return result
 
+def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
+    "Share of the absolute error of the training mean that the model takes away."
+    truth, gate = np.array([row["label"] for row in ground.rows], dtype=float), ground.gates.rule(id).gate
+    simple = np.abs(truth - np.mean([row["label"] for row in train]))
+    mine = np.abs(truth - np.array(said(ground.answers), dtype=float))
+    interval = cluster_bootstrap(np.stack([simple - mine, simple], 1), ratio, ground.keys, seed=ground.seed,
+                                 confidence=ground.gates.confidence)
+    return Result("gain", "share of the error of the mean removed", interval, ground.unit, gate,
+                  gate_p_value(interval, gate) if gate else None).introduce(
+        f"The mean of train is off by {simple.mean():.3g} on average, the model by {mine.mean():.3g}.")
+
 @planned("performance/baseline", "Gain over no model", "Is the model better than looking answers up?", cost=0.3,
          next=("Do not ship: a dictionary or the most frequent label does as well",
                "Check that labels and columns were read correctly"),
@@ -292,7 +303,7 @@ def _score(ground: Ground, id: str) -> Result:
 def _baseline(ground: Ground, id: str) -> Result:
     train = ground.other("train")
     if ground.predictor.task.name == "regression":
-        raise CannotRun("there is no baseline for numbers yet", "compare with the mean of train by hand")
+        return _mean_baseline(ground, id, train)
     if ground.tagged:
         simple, what = look_up(train, ground.rows), "training entities looked up"
     else:
@@ -308,11 +319,13 @@ def _baseline(ground: Ground, id: str) -> Result:
     return Result("gain", f"gain in {metric}", interval, ground.unit, gate, p).introduce(
         f"The model has {ratio(mine.sum(0)):.3f}, {what} {ratio(theirs.sum(0)):.3f}.")
 
-# %% ../nbs/20_audit.ipynb #1a35a898
+# %% ../nbs/20_audit.ipynb #e734b7ac
 KNOWN_GROUPS = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country", "language")
 
 def _columns(ground: Ground) -> list:
     "Columns that hold groups."
+    if ground.predictor.task.name == "regression":
+        return []
     return [name for name in KNOWN_GROUPS if name in ground.grouped[0]
             and len(set(group_values(ground.grouped, name)) - {""}) > 1]
 
@@ -325,7 +338,9 @@ GAP_NEXT = ("Look at the rows of the worst group, and at its labels in train",
                 "and a group without rows is not looked at.", expand=_columns)
 def _group_gap(ground: Ground, id: str) -> Result:
     column = id.removeprefix("fairness/group-gap").strip("/")
-    if not column or ground.predictor.task.name == "regression":
+    if ground.predictor.task.name == "regression":
+        raise CannotRun("the answers are numbers, which are not right or wrong", "read fairness/counterfactual")
+    if not column:
         raise CannotRun("no column holds groups, and the names in the rows point to fewer than two",
                         "add a column such as gender, dialect or country")
     make = GroupGap if ground.tagged else equalised_odds
@@ -335,11 +350,11 @@ def _group_gap(ground: Ground, id: str) -> Result:
 
 @planned("fairness/parity", "Answers by group", "Does each group get each label as often?", next=GAP_NEXT, cost=1,
          limits="The true rates of the groups may differ; equal rates are then not fair to all.",
-         expand=lambda ground: None if ground.tagged else _columns(ground))
+         expand=lambda ground: None if ground.tagged or ground.predictor.task.name == "regression" else _columns(ground))
 def _parity(ground: Ground, id: str) -> Result:
     column = id.removeprefix("fairness/parity").strip("/")
-    if not column or ground.predictor.task.name == "regression":
-        raise CannotRun("no column holds groups, or the answers are numbers", "add a column such as gender or dialect")
+    if not column:
+        raise CannotRun("no column holds groups", "add a column such as gender, dialect or country")
     return demographic_parity(column, **ground.options(id)).judge(ground.grouped, ground.predictor.predict(ground.rows))
 
 def _swaps(ground: Ground) -> list:
@@ -355,6 +370,8 @@ def _counterfactual(ground: Ground, id: str) -> Result:
     name = id.removeprefix("fairness/counterfactual").strip("/")
     if not name:
         raise CannotRun("no swap reaches 20 rows", "give rows that name people, or lists of your own")
+    if ground.predictor.task.name == "multi-label-classification" and not any(map(len, said(ground.answers))):
+        raise CannotRun("the model gives no label to any row", "train it longer")
     check = Counterfactual(name, max_rows=ground.size("counterfactual"), **ground.options(id))
     result = check.run(ground.predictor, ground.rows)
     if ground.size("counterfactual"):
