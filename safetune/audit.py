@@ -49,7 +49,7 @@ from .robustness import NoiseRobustness, influences, metric_counts, metric_drop
 from .shortcuts import Shortcuts
 from .tasks import infer_task
 
-# %% ../nbs/20_audit.ipynb #aba6e325
+# %% ../nbs/20_audit.ipynb #d50b5f52
 SIZES = {    # name -> (default, thorough); None: all
     "wrong labels": (1200, None),         # training rows
     "counterfactual": (100, None),        # rows that can be swapped, for each kind of swap
@@ -75,7 +75,8 @@ class Ground:
 
     def size(self, name: str) -> int:    # None: all
         "How much a dear check looks at."
-        return SIZES[name][self.thorough]
+        usual, most = SIZES[name]
+        return most if self.thorough or usual == 0 else usual
 
     def options(self, name: str) -> dict:
         "Gate, seed and confidence, as every check takes them."
@@ -263,7 +264,7 @@ def said(answers: Sequence[dict]) -> list:
     "Tags or label of each answer."
     return [answer["tags"] if "tags" in answer else answer["label"] for answer in answers]
 
-# %% ../nbs/20_audit.ipynb #07e1995f
+# %% ../nbs/20_audit.ipynb #7661712b
 @planned("performance/score", "Score", "How good is the model on rows that it has not seen?", cost=3,
          next=("Train longer, on more data, or from a larger encoder", "Look at the weakest label first"),
          limits="Holds for rows like those of the audited split; other sources, times and users may differ.")
@@ -291,7 +292,7 @@ def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
     simple = np.abs(truth - np.mean([row["label"] for row in train]))
     mine = np.abs(truth - np.array(said(ground.answers), dtype=float))
     interval = cluster_bootstrap(np.stack([simple - mine, simple], 1), ratio, ground.keys, seed=ground.seed,
-                                 confidence=ground.gates.confidence)
+                                 confidence=ground.gates.confidence, bounds=None)
     return Result("gain", "share of the error of the mean removed", interval, ground.unit, gate,
                   gate_p_value(interval, gate) if gate else None).introduce(
         f"The mean of train is off by {simple.mean():.3g} on average, the model by {mine.mean():.3g}.")

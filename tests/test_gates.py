@@ -19,7 +19,7 @@ contents = st.fixed_dictionaries({}, optional={
     "schema": values, "other": values})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(contents)
 def test_any_content_is_gates_or_one_line(content):
     try:
