@@ -474,7 +474,7 @@ def _shadows(ground: Ground, id: str) -> Result:
     data = {"train": ground.other("train"), ground.split: ground.rows}
     return MembershipInference(others=ground.split, shadows=shadows, **ground.options(id)).run(ground.predictor, data)
 
-# %% ../nbs/20_audit.ipynb #1d21dc78
+# %% ../nbs/20_audit.ipynb #b497c3a6
 @planned("control/calibration", "Confidence", "Is the model as often right as its confidence says?", cost=1,
          next=("Scale the confidences on validation: safetune.calibration.fit_scaling",),
          limits="A mean over all answers; single groups may be off (see overconfidence in fairness).")
@@ -500,6 +500,8 @@ ALPHA = 0.1    # share of truths that the sets may miss
 def _candidates(ground: Ground, id: str) -> Result:
     "Share of the entities that candidates fitted on validation hold."
     validation, gate = ground.other("validation"), ground.gates.rule(id).gate
+    if any(answer.get("probabilities") is None for answer in ground.answers):
+        raise CannotRun("there are no probabilities", "use a model, or a function that gives them")
     sets = EntityCandidates(label_names(ground.predictor), ALPHA)
     sets.fit(validation, ground.predictor.predict(validation))
     if not math.isfinite(sets.threshold):
@@ -597,13 +599,13 @@ def draw(entry: dict, result: Result):
         entry["svg"] = ""
     entry["figure"] = f"figures/{entry['id']}.svg" if entry["svg"] else None
 
-# %% ../nbs/20_audit.ipynb #a0f8811c
+# %% ../nbs/20_audit.ipynb #ebb43ffc
 def check_key(ground: Ground, check: Planned, hashes: dict) -> str:
     "A hash of everything that the result of a check depends on."
     gate = ground.gates.rule(check.id).gate
     facts = {"id": check.id, **hashes, "split": ground.split, "seed": ground.seed, "thorough": ground.thorough,
              "gate": [gate.kind, gate.limit] if gate else None, "confidence": ground.gates.confidence,
-             "sizes": SIZES, "versions": versions(), "task": ground.predictor.task.name,
+             "sizes": SIZES, "task": ground.predictor.task.name,
              "options": [ground.predictor.max_length, ground.predictor.stride]
              if ground.predictor.function is None else None}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -722,7 +724,7 @@ def audited_split(data, split: str = None) -> str:
         raise InputError("the rows have neither tags nor a label", "an audit needs the right answers", split)
     return split
 
-# %% ../nbs/20_audit.ipynb #422f4ca8
+# %% ../nbs/20_audit.ipynb #b9c96cad
 def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or function of a list of rows
           data: Any,               # what `load_data` reads: splits with labels
           only: Sequence = None,   # names of checks or measures, such as ["fairness", "robustness/noise"]
@@ -749,7 +751,7 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
     only = only.split(",") if isinstance(only, str) else only
     checks = plan(ground, only)
     model_hash, files = hash_model(predictor, path)
-    hashes = {"model": model_hash, "data": {name: hash_rows(part) for name, part in data.items()}}
+    hashes = {"model": model_hash, "data": {name: hash_rows(part) for name, part in data.items()}, "versions": versions()}
     done = run_plan(ground, checks, hashes, out, resume and model_hash is not None, progress)
     results = {entry["id"]: result for entry, result, _ in done if result is not None}
     correct_all(list(results.values()), gates.correction)
@@ -787,7 +789,7 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.update(check.cost)
     return done
 
-# %% ../nbs/20_audit.ipynb #edc6b970
+# %% ../nbs/20_audit.ipynb #46acb930
 def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) -> dict:
     "The record of an audit, without its times."
     predictor, data, gates = ground.predictor, ground.data, ground.gates
@@ -808,7 +810,7 @@ def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) 
         "data": {"name": Path(source).name if source else "data", "path": str(source) if source else None,
                  "splits": {split: len(part) for split, part in data.items()}, "sha256": hashes["data"],
                  "audited": ground.split, "columns": columns, "metadata": [c for c in columns if c not in schema]},
-        "versions": versions(), "settings": {"gates": gates.to_dict(), "sizes": {k: v[ground.thorough] for k, v in SIZES.items()}},
+        "versions": hashes["versions"], "settings": {"gates": gates.to_dict(), "sizes": {k: v[ground.thorough] for k, v in SIZES.items()}},
         "checks": entries}
 
 def headline(entries: list) -> dict:    # name -> interval as a dict

@@ -25,10 +25,13 @@ SMALL = {"wrong labels": (80, None), "counterfactual": (12, 12), "noise": (12, 1
 VERDICTS = {"pass", "fail", "not enough evidence", "no gate", "not run"}
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(auditing, "SIZES", SMALL)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    "Small samples, and no figures but where a test asks for them: each takes a quarter of a second."
+    kept = auditing.SIZES, auditing.draw
+    auditing.SIZES, auditing.draw = SMALL, lambda entry, result: None
+    yield kept[1]
+    auditing.SIZES, auditing.draw = kept
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +71,44 @@ def counting(answer):
 
     def function(rows):
         asked.extend((tuple(row["tokens"]), row.get("text")) if "tokens" in row else (row["text"], row.get("text_pair")) for row in rows)
-        return [answer(row) for row in rows]
+        return answer(rows)
     return function, asked
 
 
-@pytest.mark.parametrize("kind", ["entities", "texts"])
-def test_no_text_is_asked_twice(kind, ner, text, classifier):
+@pytest.fixture(scope="module")
+def whole_text(text, classifier):
+    "The whole default audit of a function that classifies texts, and what it was asked."
+    inner = Predictor(classifier.model, classifier.tokenizer, classifier.task, cache_size=0)
+    labels = classifier.task.labels
+    function, asked = counting(lambda rows: [dict(zip(labels, answer["probabilities"].tolist())) for answer in inner.predict(rows)])
+    return audit(function, text, progress=False), asked
+
+
+@pytest.fixture(scope="module")
+def whole_ner(ner):
+    known = {tuple(row["tokens"]): row["tags"] for row in ner["test"]}
+    function, asked = counting(lambda rows: [known.get(tuple(row["tokens"])) or ["B-PER" if w[:1].isupper() else "O" for w in row["tokens"]]
+                                             for row in rows])
+    return audit(function, ner, progress=False), asked
+
+
+@pytest.mark.parametrize("kind", ["whole_ner", "whole_text"])
+def test_no_text_is_asked_twice(kind, request):
     "All checks of an audit together ask for each text once."
-    if kind == "entities":
-        known = {tuple(row["tokens"]): row["tags"] for row in ner["test"]}
-        function, asked = counting(lambda row: known.get(tuple(row["tokens"])) or ["B-PER" if w[:1].isupper() else "O" for w in row["tokens"]])
-    else:
-        inner = Predictor(classifier.model, classifier.tokenizer, classifier.task, cache_size=0)
-        function, asked = counting(lambda row: dict(zip(classifier.task.labels, inner.predict([row])[0]["probabilities"].tolist())))
-    found = audit(function, ner if kind == "entities" else text, progress=False)
+    found, asked = request.getfixturevalue(kind)
     assert len(asked) == len(set(asked)) == found.record["predictions"] > 200
     assert sum(check["predictions"] for check in found.record["checks"]) == len(asked)
-    assert {check["verdict"] for check in found.record["checks"]} <= VERDICTS, found.record["checks"]
     several = [check for check in found.record["checks"] if check["predictions"] == 0 and check["verdict"] in ("pass", "fail")]
     assert several, "some checks must live on what others asked"
+
+
+@pytest.mark.parametrize("kind", ["whole_ner", "whole_text"])
+def test_everything_that_is_not_measured_says_why(kind, request):
+    found, _ = request.getfixturevalue(kind)
     validate_record(found.record)
-    assert found.record["model"]["sha256"] is None
-
-
-def test_everything_that_is_not_measured_says_why(text, classifier):
-    found = audit(classifier, text, progress=False)
+    assert found.record["model"]["sha256"] is None         # a function has none
     for check in found.record["checks"]:
-        assert check["verdict"] in VERDICTS and check["question"] and check["limits"] and check["gate_reason"], check["id"]
+        assert check["verdict"] in VERDICTS and check["question"] and check["limits"] and check["gate_reason"], check
         if check["verdict"] == "not run":
             assert len(check["result"]["reason"]) > 10
         elif check["result"]["value"] is not None:
@@ -103,7 +117,7 @@ def test_everything_that_is_not_measured_says_why(text, classifier):
     assert {check["measure"] for check in found.record["checks"]} == {
         "Data", "Performance", "Fairness", "Robustness", "Explanation", "Privacy", "Control"}
     sampled = {check["id"]: check["sampled"] for check in found.record["checks"]}
-    assert sampled["robustness/noise"] == "12 of 80 rows" and not sampled["performance/score"]
+    assert sampled["robustness/noise"].startswith("12 of ") and not sampled["performance/score"]
 
 
 def test_a_function_may_name_its_labels_in_any_order(text, classifier):
@@ -121,8 +135,10 @@ import sys
 import safetune.audit as auditing
 from safetune.data import load_data
 auditing.SIZES = {sizes!r}
-auditing.audit({model!r}, {data!r}, out={out!r}, progress=False)
+auditing.draw = lambda entry, result: None
+auditing.audit({model!r}, {data!r}, out={out!r}, progress=False, only={only!r})
 """
+SOME = ["data/damage", "data/personal", "performance", "fairness/counterfactual", "robustness", "control"]
 
 
 def test_killed_at_any_moment_it_goes_on(tagger, ner, tmp_path):
@@ -131,19 +147,19 @@ def test_killed_at_any_moment_it_goes_on(tagger, ner, tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         part.to_json(tmp_path / "data" / f"{split}.jsonl")
     out = tmp_path / "out"
-    code = KILLED.format(sizes=SMALL, model=str(tagger), data=str(tmp_path / "data"), out=str(out))
+    code = KILLED.format(sizes=SMALL, model=str(tagger), data=str(tmp_path / "data"), out=str(out), only=SOME)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.time() + 200
-    while len(list((out / ".checks").glob("*.json"))) < 5 and process.poll() is None and time.time() < deadline:
+    while len(list((out / ".checks").glob("[!.]*.json"))) < 4 and process.poll() is None and time.time() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     finished = list((out / ".checks").glob("[!.]*.json"))
-    assert len(finished) >= 5
+    assert len(finished) >= 4
     for path in finished:                                   # each is whole
         json.loads(path.read_text(encoding="utf-8"))
-    resumed = audit(tagger, str(tmp_path / "data"), out=out, progress=False)
-    whole = audit(tagger, str(tmp_path / "data"), progress=False)
+    resumed = audit(tagger, str(tmp_path / "data"), out=out, progress=False, only=SOME)
+    whole = audit(tagger, str(tmp_path / "data"), progress=False, only=SOME)
     assert sum(check["reused"] for check in resumed.record["checks"]) == len(finished)
     assert {id: result.to_dict() for id, result in resumed.results.items()} == {id: result.to_dict() for id, result in whole.results.items()}
     assert resumed.verdict == whole.verdict and resumed.summary == whole.summary
@@ -218,7 +234,7 @@ def test_overall(verdicts, policies, expected):
 
 
 def test_all_p_values_are_one_family(tagger, ner):
-    found = audit(tagger, ner, only=["fairness", "performance"], progress=False)
+    found = audit(tagger, ner, only=["fairness/group-gap", "performance"], progress=False)
     tested = [line for line in auditing.every(found.results.values()) if line.p_value is not None]
     assert len(tested) > 10 and {line.tests for line in tested} == {len(tested)}
     from safetune.checks import benjamini_hochberg
@@ -245,12 +261,14 @@ def test_bad_input_is_one_line(model, data, words, tagger, ner):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_hostile_text_stays_text(tmp_path):
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_hostile_text_stays_text(tmp_path, small, monkeypatch):
     "Scripts, control characters and lone markup in texts, labels, names and metadata."
+    monkeypatch.setattr(auditing, "draw", small)           # with figures
     evil = ["<script>alert(1)</script>", "\x00\x08\x1b]0;x\x07 ok", "]]>&lt;\ufffe", "<img src=x onerror=alert(1)>", "mail me at eve@example.org"]
     rows = [{"text": f"{evil[i % 5]} number {i}", "label": "<b>yes</b>" if i % 2 else "no & no", "gender": evil[i % 2], "id": f"<i>{i}"} for i in range(60)]
     data = {"train": rows[:30], "test": rows[30:]}
-    found = audit(lambda rows: ["no & no"] * len(rows), data, only=["data", "performance", "fairness", "robustness/noise"], progress=False,
+    found = audit(lambda rows: ["no & no"] * len(rows), data, only=["data/personal", "performance", "fairness/group-gap"], progress=False,
                   name="<script>alert(2)</script>")
     folder = found.save(tmp_path / "<b>out")
     page = (folder / "index.html").read_text(encoding="utf-8")
@@ -263,7 +281,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 
 def test_junit_counts(tagger, ner):
-    record = audit(tagger, ner, only=["data", "performance", "control"], progress=False).record
+    record = audit(tagger, ner, only=["data/personal", "performance", "control"], progress=False).record
     root = ElementTree.fromstring(junit(record))
     cases = root.findall(".//testcase")
     assert len(cases) == len(record["checks"]) == int(root.get("tests"))
@@ -287,11 +305,11 @@ def oracle(rows, share, seed):
 
 def test_a_regression_fails_and_pairs_help(tmp_path):
     data = sample_ner({"train": 30, "validation": 10, "test": 400}, seed=5)
-    good, bad = (audit(oracle(data["test"], share, 0), data, only=["performance/score"], progress=False) for share in (0.1, 0.14))
+    good, bad = (audit(oracle(data["test"], share, 0), data, only=["performance/score"], progress=False) for share in (0.1, 0.12))
     step = compare(good, bad)
     assert step.exit_code == 1 and step.verdict == "fail" and step.record["checks"][0]["paired"]
     assert compare(bad, good).exit_code == 0 and compare(good, good).exit_code == 0
-    other = audit(oracle(data["test"], 0.14, 0), data, only=["performance/score"], progress=False, seed=1)    # another seed: not paired
+    other = audit(oracle(data["test"], 0.12, 0), data, only=["performance/score"], progress=False, seed=1)    # another seed: not paired
     alone = compare(good, other)
     assert not alone.record["checks"][0]["paired"] and alone.exit_code == 0    # the same loss, not shown without pairs
     wide, narrow = (one.results["performance/score"].interval for one in (alone, step))
@@ -323,8 +341,8 @@ def test_kept_personal_data_is_masked_in_all_files(tmp_path):
     from safetune.sample import PersonalData
     data = sample_ner({"train": 100, "validation": 20, "test": 60}, seed=0, faults=PersonalData(0.3, splits=("train", "test")))
     from safetune.personal import find_personal
-    folder = audit(lambda rows: [["O"] * len(row["tokens"]) for row in rows], data, only=["data", "performance"], progress=False).save(tmp_path / "out")
+    folder = audit(lambda rows: [["O"] * len(row["tokens"]) for row in rows], data, only=["data/personal", "performance"], progress=False).save(tmp_path / "out")
     for path in folder.iterdir():
         if path.name not in (MANIFEST, "counts.json"):     # hashes look like numbers
-            kinds = {span.kind for span in find_personal(path.read_text(encoding="utf-8")) if span.kind in ("email", "iban")}
+            kinds = {span.kind for span in find_personal(path.read_text(encoding="utf-8")) if span.kind in ("email", "iban", "card")}
             assert not kinds, (path.name, kinds)
