@@ -196,7 +196,7 @@ def _verdict(result: Result) -> str:        # one of VERDICTS
         return "not run" if result.interval is None else "no gate"
     return "pass" if parts == {"pass"} else "not enough evidence"    # a part that was not run leaves it open
 
-# %% ../nbs/10_checks.ipynb #10a0e1f4
+# %% ../nbs/10_checks.ipynb #9567d9f4
 def _measured(result: Result) -> str:
     "The value and its interval in a sentence."
     if result.interval is None:
@@ -205,7 +205,9 @@ def _measured(result: Result) -> str:
     if result.p_value is not None:
         test = f"; p = {_short(result.p_value)}"
     if result.p_adjusted is not None:
-        test += f", {_short(result.p_adjusted)} corrected for {result.tests} tests"
+        corrected = f"corrected for {result.tests} tests"
+        test = (f"; p = {_short(result.p_value)}, {corrected}" if result.p_adjusted == result.p_value
+                else f"{test}, {_short(result.p_adjusted)} {corrected}")
     label = result.measure if result.name == result.measure else f"{result.name}: {result.measure}"
     return (f"{label} is {_short(i.value)} ({i.confidence:.0%} interval {_short(i.low)} to {_short(i.high)}, "
             f"{i.n:,} {result.unit}{test}).")
