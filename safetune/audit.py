@@ -121,7 +121,7 @@ class Ground:
             return self.rows
         return name_groups(name_groups(self.rows, "gender"), "origin")
 
-# %% ../nbs/20_audit.ipynb #7379b7a9
+# %% ../nbs/20_audit.ipynb #0609de67
 @dataclass(frozen=True)
 class Planned:
     "A check that an audit plans."
@@ -134,7 +134,7 @@ class Planned:
     limits: str = ""     # what it does not show
     cost: float = 1.0    # share of the time, roughly; for the time left
     thorough: bool = False       # only in a thorough audit
-    expand: Callable = None      # ground -> endings of the names, such as columns; () for the plain name, None: no fit
+    expand: Callable = None      # ground -> endings of the name, such as columns; () for none, None: no fit
 
 CHECKS = []    # in the order in which they run
 
@@ -147,28 +147,32 @@ def planned(id: str, title: str, question: str, **options) -> Callable:
         return function
     return register
 
-# %% ../nbs/20_audit.ipynb #3592ad9e
+# %% ../nbs/20_audit.ipynb #b736b87f
 def finding_rows(findings, most: int = 20) -> list:    # of dicts, personal data masked
     "Findings as rows of evidence."
     return [{"kind": f.kind, "split": f.split, "row": f.row + 1, "message": f.message, "text": f.text}
             for f in findings.worst_first()[:most].shown()]
 
-def share_of_rows(ground: Ground, id: str, findings: Sequence, rows: set, splits: Sequence[str], what: str) -> Result:
+def share_of_rows(ground: Ground, id: str, findings: Sequence, rows: set, splits: Sequence[str],
+                  what: str) -> Result:
     "Share of the rows of some splits that have findings."
-    findings, n = type(ground.findings)(findings, ground.findings.rows), sum(len(ground.data[s]) for s in splits)
+    findings, n = type(ground.findings)(findings,
+                                        ground.findings.rows), sum(len(ground.data[s]) for s in splits)
     interval, gate = wilson(len(rows), n, ground.gates.confidence), ground.gates.rule(id).gate
     kinds = pd.Series([f.kind for f in findings], dtype=object).value_counts().sort_index()
     told = "; ".join(f"{kind} {count:,}" for kind, count in kinds.items()) or "none"
-    return Result(what, "share of rows", interval, "rows", gate, gate_p_value(interval, gate) if gate else None,
-                  rows=finding_rows(findings)).introduce(f"{len(rows):,} of {n:,} rows ({', '.join(splits)}). "
-                                                         f"Findings: {told}.")
+    return Result(what, "share of rows", interval, "rows", gate,
+                  gate_p_value(interval, gate) if gate else None,
+                  rows=finding_rows(findings)).introduce(
+        f"{len(rows):,} of {n:,} rows ({', '.join(splits)}). Findings: {told}.")
 
 def share_of_kinds(ground: Ground, id: str, kinds: Sequence[str], splits: Sequence[str], what: str) -> Result:
     "Share of the rows of some splits that have a finding of some kinds."
     found = [f for kind in kinds for f in ground.findings.of(kind) if f.split in splits]
     return share_of_rows(ground, id, found, {(f.split, f.row) for f in found}, splits, what)
 
-@planned("data/leakage", "Rows that stand in the training data too", "Was the model audited on what it learned?",
+@planned("data/leakage", "Rows that stand in the training data too",
+         "Was the model audited on what it learned?",
          next=("Drop the training rows named below and train again: safetune screen DATA --clean",
                "Read every score of this report as too high until then"), cost=3,
          limits="Finds copies and near copies of texts, not the same facts in other words.")
@@ -201,14 +205,15 @@ def _personal(ground: Ground, id: str) -> Result:
 def _damage(ground: Ground, id: str) -> Result:
     return share_of_kinds(ground, id, ["encoding", "length/empty"], list(ground.data), "damage")
 
-# %% ../nbs/20_audit.ipynb #c9ee95ca
+# %% ../nbs/20_audit.ipynb #677e6ec8
 SURE = 0.99    # score from which a row is accused
 
 @planned("data/wrong-labels", "Wrong labels in the training data", "How many training labels look wrong?",
          next=("Look at the rows below, the likeliest first, and correct them",
-               "safetune screen DATA --labels lists all; a fine-tuned judge (LabelErrors) finds more"), cost=6,
-         limits="A judge that learned from the same labels misses errors that are systematic, and takes rare cases "
-                "for errors. The share is of rows accused with a score of at least 0.99, not of errors proven.")
+               "safetune screen DATA --labels lists all; a fine-tuned judge (LabelErrors) finds more"),
+         cost=6,
+         limits="A judge that learned from the same labels misses systematic errors, takes rare cases for "
+                "errors. The share is of rows accused with a score of at least 0.99, not of errors proven.")
 def _wrong_labels(ground: Ground, id: str) -> Result:
     from safetune.labels import LabelErrors
     if ground.predictor.task.name == "regression":
@@ -219,12 +224,13 @@ def _wrong_labels(ground: Ground, id: str) -> Result:
     interval = wilson(len(accused), len(rows), ground.gates.confidence)
     return Result("wrong labels", "share of rows accused", interval, "rows", gate,
                   gate_p_value(interval, gate) if gate else None,
-                  rows=[{"row": rows[f.row].get("id", f.row + 1), "score": round(float(f.score), 3), "message": f.message,
+                  rows=[{"row": rows[f.row].get("id", f.row + 1), "score": round(float(f.score), 3),
+                         "message": f.message,
                          "text": f.text} for f in found[:20]])
 
 @planned("data/other", "Other findings", "What else did the screening find?",
          next=("Look at the kinds below in the page of safetune screen",), cost=0.1,
-         limits="No limit is set: an unbalanced class or a toxic word is a fault in some data and the point of others.")
+         limits="No limit is set: an unbalanced class or a toxic word is a fault in some data only.")
 def _other(ground: Ground, id: str) -> Result:
     rest = [f for f in ground.findings if f.kind.split("/")[0] not in (
         "leakage", "duplicate", "personal", "encoding") and f.kind != "length/empty"]
@@ -236,9 +242,10 @@ def _other(ground: Ground, id: str) -> Result:
              for kind, found in sorted(places.items())]
     every = wilson(len({place for found in places.values() for place in found}), n, ground.gates.confidence)
     gate = ground.gates.rule(id).gate
-    return Result("other findings", "share of rows", every, "rows", gate, parts=parts, rows=finding_rows(rest))
+    return Result("other findings", "share of rows", every, "rows", gate, parts=parts,
+                  rows=finding_rows(rest))
 
-# %% ../nbs/20_audit.ipynb #97e6d2b9
+# %% ../nbs/20_audit.ipynb #f28de8af
 def look_up(train: Sequence[dict], rows: Sequence[dict]) -> list:    # tags of each row
     "Tags from a dictionary of the training entities with their most frequent type, longest first."
     seen, longest = {}, 1
@@ -253,7 +260,8 @@ def look_up(train: Sequence[dict], rows: Sequence[dict]) -> list:    # tags of e
 def _look_up_row(words: list, best: dict, longest: int) -> list:
     tags, at = ["O"] * len(words), 0
     while at < len(words):
-        size = next((k for k in range(min(longest, len(words) - at), 0, -1) if tuple(words[at:at + k]) in best), 0)
+        size = next((k for k in range(min(longest, len(words) - at), 0, -1)
+                     if tuple(words[at:at + k]) in best), 0)
         if size:
             kind = best[tuple(words[at:at + size])]
             tags[at:at + size] = [f"B-{kind}"] + [f"I-{kind}"] * (size - 1)
@@ -264,7 +272,7 @@ def said(answers: Sequence[dict]) -> list:
     "Tags or label of each answer."
     return [answer["tags"] if "tags" in answer else answer["label"] for answer in answers]
 
-# %% ../nbs/20_audit.ipynb #7661712b
+# %% ../nbs/20_audit.ipynb #a5a6ab5a
 @planned("performance/score", "Score", "How good is the model on rows that it has not seen?", cost=3,
          next=("Train longer, on more data, or from a larger encoder", "Look at the weakest label first"),
          limits="Holds for rows like those of the audited split; other sources, times and users may differ.")
@@ -297,7 +305,8 @@ def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
                   gate_p_value(interval, gate) if gate else None).introduce(
         f"The mean of train is off by {simple.mean():.3g} on average, the model by {mine.mean():.3g}.")
 
-@planned("performance/baseline", "Gain over no model", "Is the model better than looking answers up?", cost=0.3,
+@planned("performance/baseline", "Gain over no model", "Is the model better than looking answers up?",
+         cost=0.3,
          next=("Do not ship: a dictionary or the most frequent label does as well",
                "Check that labels and columns were read correctly"),
          limits="The baseline is simple on purpose; rules written by an expert may be better than both.")
@@ -312,7 +321,8 @@ def _baseline(ground: Ground, id: str) -> Result:
         most = max(sorted(set(labels)), key=labels.count)
         simple, what = [json.loads(most)] * len(ground.rows), f"always answering {most}"
     mine, theirs = (metric_counts(ground.rows, answers) for answers in (said(ground.answers), simple))
-    interval = cluster_bootstrap(np.hstack([mine, theirs]), metric_drop, ground.keys, confidence=ground.gates.confidence,
+    interval = cluster_bootstrap(np.hstack([mine, theirs]), metric_drop, ground.keys,
+                                 confidence=ground.gates.confidence,
                                  seed=ground.seed, bounds=(-1, 1))
     gate = ground.gates.rule(id).gate
     p = gate_p_value(interval, gate) if gate else None
@@ -320,8 +330,9 @@ def _baseline(ground: Ground, id: str) -> Result:
     return Result("gain", f"gain in {metric}", interval, ground.unit, gate, p).introduce(
         f"The model has {ratio(mine.sum(0)):.3f}, {what} {ratio(theirs.sum(0)):.3f}.")
 
-# %% ../nbs/20_audit.ipynb #e734b7ac
-KNOWN_GROUPS = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country", "language")
+# %% ../nbs/20_audit.ipynb #d881312f
+KNOWN_GROUPS = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country",
+                "language")
 
 def _columns(ground: Ground) -> list:
     "Columns that hold groups."
@@ -334,13 +345,15 @@ GAP_NEXT = ("Look at the rows of the worst group, and at its labels in train",
             "Add data of this group, or reweigh it: safetune.fairness.reweigh",
             "For labels of texts: thresholds for each group, safetune.fairness.GroupThresholds")
 
-@planned("fairness/group-gap", "Errors by group", "Is the model as good for every group?", next=GAP_NEXT, cost=2,
-         limits="Groups are the values of a column, or what a list of names suggests; names do not tell who a person is, "
-                "and a group without rows is not looked at.", expand=_columns)
+@planned("fairness/group-gap", "Errors by group", "Is the model as good for every group?", next=GAP_NEXT,
+         cost=2,
+         limits="Groups are values of a column, or what a list of names suggests; names do not tell who "
+                "somebody is, and a group without rows is not looked at.", expand=_columns)
 def _group_gap(ground: Ground, id: str) -> Result:
     column = id.removeprefix("fairness/group-gap").strip("/")
     if ground.predictor.task.name == "regression":
-        raise CannotRun("the answers are numbers, which are not right or wrong", "read fairness/counterfactual")
+        raise CannotRun("the answers are numbers, which are not right or wrong",
+                        "read fairness/counterfactual")
     if not column:
         raise CannotRun("no column holds groups, and the names in the rows point to fewer than two",
                         "add a column such as gender, dialect or country")
@@ -349,24 +362,29 @@ def _group_gap(ground: Ground, id: str) -> Result:
     check = make(column, **metrics, **ground.options(id))
     return check.judge(ground.grouped, ground.predictor.predict(ground.rows))
 
-@planned("fairness/parity", "Answers by group", "Does each group get each label as often?", next=GAP_NEXT, cost=1,
+@planned("fairness/parity", "Answers by group", "Does each group get each label as often?", next=GAP_NEXT,
+         cost=1,
          limits="The true rates of the groups may differ; equal rates are then not fair to all.",
-         expand=lambda ground: None if ground.tagged or ground.predictor.task.name == "regression" else _columns(ground))
+         expand=lambda ground: None if ground.tagged or ground.predictor.task.name == "regression"
+         else _columns(ground))
 def _parity(ground: Ground, id: str) -> Result:
     column = id.removeprefix("fairness/parity").strip("/")
     if not column:
         raise CannotRun("no column holds groups", "add a column such as gender, dialect or country")
-    return demographic_parity(column, **ground.options(id)).judge(ground.grouped, ground.predictor.predict(ground.rows))
+    return demographic_parity(column, **ground.options(id)).judge(ground.grouped,
+                                                                  ground.predictor.predict(ground.rows))
 
 def _swaps(ground: Ground) -> list:
     "Swaps that reach enough of the rows."
     rows = ground.rows if ground.thorough else ground.rows[:600]
-    return [check.swap.name for check in fairness_checks(rows, columns=()) if isinstance(check, Counterfactual)]
+    return [check.swap.name for check in fairness_checks(rows, columns=())
+            if isinstance(check, Counterfactual)]
 
-@planned("fairness/counterfactual", "Same text, other group", "Is the answer the same when only the group changes?",
+@planned("fairness/counterfactual", "Same text, other group",
+         "Is the answer the same when only the group changes?",
          next=("Add swapped copies of the training rows (safetune.swaps.Swap)",
                "Look at which names or words lose their label"), cost=4, expand=_swaps,
-         limits="Swaps come from lists of words and names; a group that the lists do not know is not looked at.")
+         limits="Swaps come from lists of words and names; a group that these do not know is not looked at.")
 def _counterfactual(ground: Ground, id: str) -> Result:
     name = id.removeprefix("fairness/counterfactual").strip("/")
     if not name:
@@ -379,8 +397,9 @@ def _counterfactual(ground: Ground, id: str) -> Result:
         ground.note(f"at most {ground.size('counterfactual'):,} rows that can be swapped")
     return result
 
-# %% ../nbs/20_audit.ipynb #4c1fe306
-@planned("robustness/noise", "Noise", "Does the model keep its answers when text is typed, scanned or dictated badly?",
+# %% ../nbs/20_audit.ipynb #97b4f37e
+@planned("robustness/noise", "Noise",
+         "Does the model keep its answers when text is typed, scanned or dictated badly?",
          next=("Train with noisy copies: safetune.robustness.perturb",
                "Put a normaliser before the model: safetune.robustness.Defended"), cost=10,
          limits="Each noise changes one eligible place in ten; real users may write worse, or better.")
@@ -389,7 +408,8 @@ def _noise(ground: Ground, id: str) -> Result:
     check = NoiseRobustness(progress=False, **ground.options(id))
     result = check.run(ground.predictor, rows)
     noisy = [[row for row, _ in copies] for copies in check.versions(rows).values()]
-    told = [metric_counts(copies, said(ground.predictor.predict(copies))) for copies in noisy]    # all remembered
+    told = [metric_counts(copies, said(ground.predictor.predict(copies)))
+            for copies in noisy]    # all remembered
     ground.counts = np.sum(told, axis=0)
     return result
 
@@ -404,14 +424,17 @@ def _recipes(ground: Ground) -> list:
          limits="One recipe, and an attacker who may ask the model at will and sees its probabilities.")
 def _attack(ground: Ground, id: str) -> Result:
     recipe = id.removeprefix("robustness/attack").strip("/")
-    check = AttackRobustness(recipe, limit=ground.size("attack"), split=ground.split, progress="", **ground.options(id))
+    check = AttackRobustness(recipe, limit=ground.size("attack"), split=ground.split, progress="",
+                             **ground.options(id))
     rows = {ground.split: ground.rows, "train": list(ground.data["train"]) if "train" in ground.data else []}
     ground.note(f"at most {ground.size('attack'):,} cases that the model handles correctly")
     return check.run(ground.predictor, rows)
 
-# %% ../nbs/20_audit.ipynb #f8c8a375
-@planned("explanation/faithfulness", "Explanations", "Do explanations name the words that the answer hangs on?",
-         next=("Do not show these explanations to users", "Try other methods: safetune.faithfulness.Trust"), cost=4,
+# %% ../nbs/20_audit.ipynb #d6c67230
+@planned("explanation/faithfulness", "Explanations",
+         "Do explanations name the words that the answer hangs on?",
+         next=("Do not show these explanations to users", "Try other methods: safetune.faithfulness.Trust"),
+         cost=4,
          limits="Faithful to the model is not the same as convincing to a person, or true of the world.")
 def _faithfulness(ground: Ground, id: str) -> Result:
     method = "integrated gradients" if ground.predictor.function is None else "occlusion"
@@ -419,35 +442,43 @@ def _faithfulness(ground: Ground, id: str) -> Result:
     if limit < len(ground.rows):
         ground.note(f"the first {limit:,} of {len(ground.rows):,} rows with an answer")
     names = ("comprehensiveness", "sufficiency")    # the other measures cost three times as much
-    return Faithfulness(method, names=names, limit=limit, **ground.options(id)).run(ground.predictor, ground.rows)
+    return Faithfulness(method, names=names, limit=limit,
+                        **ground.options(id)).run(ground.predictor, ground.rows)
 
-@planned("explanation/sanity", "Explanations against random weights", "Do explanations depend on what was learned?",
+@planned("explanation/sanity", "Explanations against random weights",
+         "Do explanations depend on what was learned?",
          next=("Use another method: this one shows the text, not the model",), cost=8, thorough=True,
          limits="A method that passes may still be wrong about a single answer.")
 def _sanity(ground: Ground, id: str) -> Result:
     return Sanity(limit=ground.size("sanity"), **ground.options(id)).run(ground.predictor, ground.rows)
 
-@planned("explanation/shortcuts", "Shortcuts", "Does the model lean on a word more than the labels justify?", cost=8,
-         next=("Balance the word over the labels in train, or hide it", "Add rows that hold it under other labels"),
+@planned("explanation/shortcuts", "Shortcuts", "Does the model lean on a word more than the labels justify?",
+         cost=8,
+         next=("Balance the word over the labels in train, or hide it",
+               "Add rows that hold it under other labels"),
          limits="Looks at single frequent words; a combination of words or a style is not seen.")
 def _shortcuts(ground: Ground, id: str) -> Result:
     rows = ground.part(ground.other("validation"), "shortcuts", "validation rows")
     return Shortcuts(limit=len(rows), **ground.options(id)).run(ground.predictor, {"validation": rows})
 
-@planned("explanation/worse-slices", "Weak parts of the data", "Is there a part of the data where the model is worse?",
-         next=("Read the errors of the slice: safetune.errors.hardest", "Add training rows of this kind"), cost=2,
+@planned("explanation/worse-slices", "Weak parts of the data",
+         "Is there a part of the data where the model is worse?",
+         next=("Read the errors of the slice: safetune.errors.hardest", "Add training rows of this kind"),
+         cost=2,
          limits="Only slices that can be named by length, signs, frequent words or columns are tried.")
 def _slices(ground: Ground, id: str) -> Result:
     return WorseSlices(split=ground.split, **ground.options(id)).run(ground.predictor, ground.rows)
 
-# %% ../nbs/20_audit.ipynb #6b3a0eaf
-PRIVACY_NEXT = ("Train for fewer epochs, or with more weight decay", "Train with differential privacy: Settings(private=...)",
+# %% ../nbs/20_audit.ipynb #07ab57a7
+PRIVACY_NEXT = ("Train for fewer epochs, or with more weight decay",
+                "Train with differential privacy: Settings(private=...)",
                 "Do not give out probabilities")
 
-@planned("privacy/membership", "Membership", "Can an attacker tell which rows the model was trained on?", cost=4,
+@planned("privacy/membership", "Membership", "Can an attacker tell which rows the model was trained on?",
+         cost=4,
          next=PRIVACY_NEXT,
-         limits="A weak attacker. Where train and the audited split are of different kinds (other times, other sources), the "
-                "attack sees this difference too and looks stronger than it is.")
+         limits="A weak attacker. Where train and the audited split are of different kinds (other times, "
+                "other sources), the attack sees this difference too and looks stronger than it is.")
 def _membership(ground: Ground, id: str) -> Result:
     rows = {"train": ground.part(ground.other("train"), "membership", "training rows"),
             ground.split: ground.part(ground.rows, "membership", "audited rows")}
@@ -460,28 +491,33 @@ def recipe(ground: Ground):    # a `Tuner` with settings
         return ground.tuner
     path = Path(ground.path or "") / "metrics.json"
     if not ground.path or not path.is_file():
-        raise CannotRun("the recipe of the model is not known", "audit the Tuner, or train with safetune train")
+        raise CannotRun("the recipe of the model is not known",
+                        "audit the Tuner, or train with safetune train")
     told = json.loads(path.read_text(encoding="utf-8"))["settings"]
     tuner = Tuner(ground.data, told.pop("model"), max_length=told.pop("max_length"), progress=False)
     tuner.settings = make_settings(**told)
     return tuner
 
-@planned("privacy/shadows", "Membership, strong attacks", "Can an attacker who trains models like it tell?", cost=60,
-         next=PRIVACY_NEXT, thorough=True, limits="Eight shadow models; more make the attack a little stronger.")
+@planned("privacy/shadows", "Membership, strong attacks", "Can an attacker who trains models like it tell?",
+         cost=60,
+         next=PRIVACY_NEXT, thorough=True,
+         limits="Eight shadow models; more make the attack a little stronger.")
 def _shadows(ground: Ground, id: str) -> Result:
     pool = [*ground.other("train"), *ground.rows]
     shadows = train_shadows(recipe(ground), pool, ground.size("shadows"), seed=ground.seed, progress=False)
     data = {"train": ground.other("train"), ground.split: ground.rows}
-    return MembershipInference(others=ground.split, shadows=shadows, **ground.options(id)).run(ground.predictor, data)
+    return MembershipInference(others=ground.split, shadows=shadows,
+                               **ground.options(id)).run(ground.predictor, data)
 
-# %% ../nbs/20_audit.ipynb #b497c3a6
+# %% ../nbs/20_audit.ipynb #382a9b4c
 @planned("control/calibration", "Confidence", "Is the model as often right as its confidence says?", cost=1,
          next=("Scale the confidences on validation: safetune.calibration.fit_scaling",),
          limits="A mean over all answers; single groups may be off (see overconfidence in fairness).")
 def _calibration(ground: Ground, id: str) -> Result:
     return CalibrationError(split=ground.split, **ground.options(id)).run(ground.predictor, ground.rows)
 
-@planned("control/selective-risk", "Answers above a threshold", "Do sure answers hold what they promise?", cost=1,
+@planned("control/selective-risk", "Answers above a threshold", "Do sure answers hold what they promise?",
+         cost=1,
          next=("Raise the threshold, or send more answers to a person", "Choose it on newer data"),
          limits="The threshold is chosen on validation; the promise holds for rows drawn like those.")
 def _selective(ground: Ground, id: str) -> Result:
@@ -505,18 +541,22 @@ def _candidates(ground: Ground, id: str) -> Result:
     sets = EntityCandidates(label_names(ground.predictor), ALPHA)
     sets.fit(validation, ground.predictor.predict(validation))
     if not math.isfinite(sets.threshold):
-        raise CannotRun("no threshold controls the missed entities on validation", "give more validation rows")
+        raise CannotRun("no threshold controls the missed entities on validation",
+                        "give more validation rows")
     scores = sets.gold_scores(ground.rows, ground.answers)
     held = [i for i, row in enumerate(ground.rows) if entities(list(row["tags"]))]
     counts = np.array([[float((own >= sets.threshold - 1e-12).mean()), 1.0] for own in scores])
-    interval = cluster_bootstrap(counts, ratio, [ground.keys[i] for i in held], confidence=ground.gates.confidence,
+    interval = cluster_bootstrap(counts, ratio, [ground.keys[i] for i in held],
+                                 confidence=ground.gates.confidence,
                                  seed=ground.seed)
     return Result("candidates", "mean share of the entities of a sentence held", interval, ground.unit, gate,
                   gate_p_value(interval, gate) if gate else None).introduce(
-        f"Candidates with a score of at least {sets.threshold:.3g} should hold {1 - ALPHA:.0%} of the entities.")
+        f"Candidates with a score of {sets.threshold:.3g} or more should hold {1 - ALPHA:.0%} of entities.")
 
-@planned("control/conformal", "Sets with a guarantee", "Do sets of answers hold the truth as often as promised?", cost=1,
-         next=("Fit the sets on newer rows, or on each group by itself",), limits="An average over all rows, and void "
+@planned("control/conformal", "Sets with a guarantee",
+         "Do sets of answers hold the truth as often as promised?", cost=1,
+         next=("Fit the sets on newer rows, or on each group by itself",),
+         limits="An average over all rows, and void "
          "where the audited rows differ in kind from validation.")
 def _conformal(ground: Ground, id: str) -> Result:
     if ground.tagged:
@@ -524,13 +564,16 @@ def _conformal(ground: Ground, id: str) -> Result:
     if ground.predictor.task.name != "text-classification":
         raise CannotRun("sets are for texts with one label, and for entities", "nothing to do")
     validation = ground.other("validation")
-    scored = score_units(validation, ground.predictor.predict(validation), "texts", label_names(ground.predictor))
+    scored = score_units(validation, ground.predictor.predict(validation), "texts",
+                         label_names(ground.predictor))
     conformal = Conformal(ALPHA, seed=ground.seed).fit(scored.probabilities, scored.gold)
-    return ConformalCoverage(conformal, split=ground.split, **ground.options(id)).run(ground.predictor, ground.rows)
+    return ConformalCoverage(conformal, split=ground.split,
+                             **ground.options(id)).run(ground.predictor, ground.rows)
 
-# %% ../nbs/20_audit.ipynb #fe3cbce8
+# %% ../nbs/20_audit.ipynb #c8611263
 def plan(ground: Ground,
-         only: Sequence[str] = None,    # names of checks, or their beginnings, or measures; None: all that fit
+         only: Sequence[str] = None,
+         # names of checks, or their beginnings, or measures; None: all that fit
         ) -> list:                      # of `Planned`, one for each name
     "The checks of an audit. Raises `InputError` for a name that fits none."
     wanted = [name.strip().lower().rstrip("/") for name in only] if only else None
@@ -549,11 +592,13 @@ def plan(ground: Ground,
         endings = check.expand(ground) if check.expand else ()
         if endings is None:
             continue
-        every = [copy_with(check, f"{check.id}/{ending}", f"{check.title}: {ending}", check.cost / len(endings))
+        every = [copy_with(check, f"{check.id}/{ending}", f"{check.title}: {ending}",
+                           check.cost / len(endings))
                  for ending in endings] or [check]
         found += [one for one in every if chosen(one.id)]
     if not found:
-        raise InputError(f"no check is left of {', '.join(only)}", "the data may lack the column: ask for the whole measure")
+        raise InputError(f"no check is left of {', '.join(only)}",
+                         "the data may lack the column: ask for the whole measure")
     return found
 
 def copy_with(check: Planned, id: str, title: str, cost: float) -> Planned:
@@ -565,28 +610,33 @@ def left_out(ground: Ground) -> list:    # titles
     "Checks that only a thorough audit runs."
     return [] if ground.thorough else [check.title for check in CHECKS if check.thorough]
 
-# %% ../nbs/20_audit.ipynb #6bea6bd3
+# %% ../nbs/20_audit.ipynb #1a78effc
 def one_line(error: BaseException) -> str:
     "An exception in one line, with the place in safetune where it was raised."
     frames = traceback.extract_tb(error.__traceback__)
-    place = next((f", {Path(f.filename).name} line {f.lineno}" for f in reversed(frames) if "safetune" in f.filename), "")
+    place = next((f", {Path(f.filename).name} line {f.lineno}" for f in reversed(frames)
+                  if "safetune" in f.filename), "")
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
-def run_check(ground: Ground, check: Planned) -> tuple:    # (entry of the record without result, `Result` or None)
+def run_check(ground: Ground,
+              check: Planned) -> tuple:    # (entry of the record without result, `Result` or None)
     "Run one check. Only a stop by the user goes through."
     ground.sampled, ground.counts, error = "", None, None
     asked, wall, cpu = ground.predictor.asked, time.perf_counter(), time.process_time()
     try:
         result = check.run(ground, check.id)
     except InputError as problem:    # `CannotRun` too: nothing to decide on, or a package is missing
-        result = Result(check.title, check.question, gate=ground.gates.rule(check.id).gate, reason=str(problem))
+        result = Result(check.title, check.question, gate=ground.gates.rule(check.id).gate,
+                        reason=str(problem))
     except Exception as problem:
         result, error = None, one_line(problem)
     entry = {"id": check.id, "measure": check.measure, "title": check.title, "question": check.question,
              "verdict": "error" if result is None else result.verdict,
-             "seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
+             "seconds": round(time.perf_counter() - wall, 3),
+             "cpu_seconds": round(time.process_time() - cpu, 3),
              "sampled": ground.sampled, "predictions": ground.predictor.asked - asked,
-             "gate_reason": ground.gates.rule(check.id).reason, "next": list(check.next), "limits": check.limits,
+             "gate_reason": ground.gates.rule(check.id).reason, "next": list(check.next),
+             "limits": check.limits,
              "error": error, "reused": False, "figure": None, "svg": ""}
     return entry, result
 
@@ -599,11 +649,12 @@ def draw(entry: dict, result: Result):
         entry["svg"] = ""
     entry["figure"] = f"figures/{entry['id']}.svg" if entry["svg"] else None
 
-# %% ../nbs/20_audit.ipynb #ebb43ffc
+# %% ../nbs/20_audit.ipynb #13d9e31d
 def check_key(ground: Ground, check: Planned, hashes: dict) -> str:
     "A hash of everything that the result of a check depends on."
     gate = ground.gates.rule(check.id).gate
-    facts = {"id": check.id, **hashes, "split": ground.split, "seed": ground.seed, "thorough": ground.thorough,
+    facts = {"id": check.id, **hashes, "split": ground.split, "seed": ground.seed,
+             "thorough": ground.thorough,
              "gate": [gate.kind, gate.limit] if gate else None, "confidence": ground.gates.confidence,
              "sizes": SIZES, "task": ground.predictor.task.name,
              "options": [ground.predictor.max_length, ground.predictor.stride]
@@ -612,7 +663,8 @@ def check_key(ground: Ground, check: Planned, hashes: dict) -> str:
 
 def check_file(out: Path, id: str) -> Path:
     "Where a finished check is kept."
-    return Path(out) / ".checks" / (re.sub(r"[^a-z0-9-]+", "_", id.lower()) + f"-{hashlib.sha256(id.encode()).hexdigest()[:8]}.json")
+    return Path(out) / ".checks" / (re.sub(r"[^a-z0-9-]+", "_", id.lower())
+                                    + f"-{hashlib.sha256(id.encode()).hexdigest()[:8]}.json")
 
 def keep(out: Path, key: str, entry: dict, result: Result, counts):
     "Write a finished check, whole or not at all; only its owner may read it."
@@ -655,7 +707,7 @@ def correct_all(results: Sequence[Result], method: str):
                               .replace(measured.removeprefix(start), _measured(line).removeprefix(start))
                               .replace(decision, line.decision))
 
-# %% ../nbs/20_audit.ipynb #f27b6e64
+# %% ../nbs/20_audit.ipynb #441345c0
 def overall(entries: Sequence[dict], gates: Gates) -> str:    # "fail", "not enough evidence" or "pass"
     "The verdict of an audit from those of its checks."
     verdicts = {entry["verdict"] for entry in entries}
@@ -667,7 +719,8 @@ def overall(entries: Sequence[dict], gates: Gates) -> str:    # "fail", "not eno
 
 def summary(entries: Sequence[dict], verdict: str) -> str:
     "The verdict in a plain sentence."
-    titles = {v: [e["title"] for e in entries if e["verdict"] == v] for v in ("fail", "error", "not enough evidence")}
+    titles = {v: [e["title"] for e in entries if e["verdict"] == v]
+              for v in ("fail", "error", "not enough evidence")}
     count = {v: sum(e["verdict"] == v for e in entries) for v in ("pass", "no gate", "not run")}
     start = {"pass": "Every gate that could decide was passed.", "fail": "Not fit to ship as it is.",
              "not enough evidence": "No gate failed, but some lack evidence."}[verdict]
@@ -679,9 +732,9 @@ def summary(entries: Sequence[dict], verdict: str) -> str:
     parts += [f"{count['not run']} could not be run"] if count["not run"] else []
     return f"{start} Of {len(entries)} checks: {', '.join(parts)}."
 
-# %% ../nbs/20_audit.ipynb #86bb94f2
+# %% ../nbs/20_audit.ipynb #4402b4e9
 def as_predictor(model: Any, data) -> tuple:    # (`Predictor`, `Tuner` or None, folder or None, name)
-    "A predictor with a memory of its own, for whatever the model is. Raises `InputError` if it cannot be had."
+    "A predictor with its own memory, for whatever the model is. Raises `InputError` if it cannot be had."
     tuner, path, name = None, None, getattr(model, "__name__", type(model).__name__)
     if isinstance(model, (str, os.PathLike)):
         path = str(model) if Path(model).is_dir() else None
@@ -690,14 +743,16 @@ def as_predictor(model: Any, data) -> tuple:    # (`Predictor`, `Tuner` or None,
         if model.model is None:
             raise InputError("there is no tuned model yet", "call fit first")
         tuner, name = model, Path(model.source).name
-        predictor = Predictor(model.model, model.tokenizer, model.task, max_length=model.max_length, stride=model.stride)
+        predictor = Predictor(model.model, model.tokenizer, model.task, max_length=model.max_length,
+                              stride=model.stride)
     elif isinstance(model, Predictor):
         predictor = copy.copy(model)
         name = predictor.model.config.name_or_path or name if predictor.function is None else name
     elif callable(model):
         predictor = Predictor(model)
     else:
-        raise InputError(f"{type(model).__name__} is no model", "give a folder, a Hub name, a Predictor, a Tuner or a function")
+        raise InputError(f"{type(model).__name__} is no model",
+                         "give a folder, a Hub name, a Predictor, a Tuner or a function")
     predictor.cache, predictor.cache_size = type(predictor.cache)(), CACHE
     predictor.asked = predictor.hits = 0
     if not predictor.task.name:    # a function: the data say what it answers
@@ -716,7 +771,7 @@ def _ordered(function: Callable, task) -> Callable:
     return ordered
 
 def audited_split(data, split: str = None) -> str:
-    "The split to audit: test, or validation, or the last. Raises `InputError` for one that is not there or empty."
+    "The split to audit: test, or validation, or the last. Raises `InputError` if there is none with rows."
     split = split or next((name for name in ("test", "validation") if name in data), list(data)[-1])
     if split not in data or not len(data[split]):
         raise InputError(f"there is no split {split!r} with rows", f"the splits are {', '.join(data)}")
@@ -724,7 +779,7 @@ def audited_split(data, split: str = None) -> str:
         raise InputError("the rows have neither tags nor a label", "an audit needs the right answers", split)
     return split
 
-# %% ../nbs/20_audit.ipynb #b9c96cad
+# %% ../nbs/20_audit.ipynb #214a161f
 def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or function of a list of rows
           data: Any,               # what `load_data` reads: splits with labels
           only: Sequence = None,   # names of checks or measures, such as ["fairness", "robustness/noise"]
@@ -738,7 +793,7 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
           name: str = None,        # of the model in the report
           source: Path = None,     # where the data were read from, if `data` does not say
          ) -> "Audit":
-    "Audit a model. Raises `InputError` for input that cannot be used; a check that fails or crashes does not raise."
+    "Audit a model. Raises `InputError` for unusable input; a check that fails or crashes does not raise."
     wall, cpu, created, gates = time.perf_counter(), time.process_time(), now(), load_gates(gates)
     if isinstance(data, (str, os.PathLike)):
         source = source or data
@@ -746,12 +801,14 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
     split = audited_split(data, split)
     predictor, tuner, path, known = as_predictor(model, data)
     if ("tags" in data[split][0]) != (predictor.task.name == "token-classification"):
-        raise InputError(f"the model does {predictor.task.name}, and the data hold other labels", "give data of its task")
+        raise InputError(f"the model does {predictor.task.name}, and the data hold other labels",
+                         "give data of its task")
     ground = Ground(predictor, data, split, gates, thorough, seed, tuner, path)
     only = only.split(",") if isinstance(only, str) else only
     checks = plan(ground, only)
     model_hash, files = hash_model(predictor, path)
-    hashes = {"model": model_hash, "data": {name: hash_rows(part) for name, part in data.items()}, "versions": versions()}
+    hashes = {"model": model_hash, "data": {name: hash_rows(part) for name, part in data.items()},
+              "versions": versions()}
     done = run_plan(ground, checks, hashes, out, resume and model_hash is not None, progress)
     results = {entry["id"]: result for entry, result, _ in done if result is not None}
     correct_all(list(results.values()), gates.correction)
@@ -759,7 +816,8 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
     record = make_record(ground, entries, hashes, name or known, source)
     record.update(created=created, seconds=round(time.perf_counter() - wall, 3),
                   cpu_seconds=round(time.process_time() - cpu, 3))
-    return Audit(record, results, {entry["id"]: counts for entry, _, counts in done if counts is not None}, files)
+    return Audit(record, results, {entry["id"]: counts for entry, _, counts in done if counts is not None},
+                 files)
 
 def finish_entry(entry: dict, result: Result) -> dict:
     "The entry with its result, after the correction."
@@ -774,7 +832,8 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
     from tqdm.auto import tqdm
     done = []
     bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
-    with tqdm(total=sum(check.cost for check in checks), bar_format=bar, desc="audit", disable=not progress) as shown:
+    with tqdm(total=sum(check.cost for check in checks), bar_format=bar, desc="audit",
+              disable=not progress) as shown:
         for check in checks:
             shown.set_description(check.title)
             key = check_key(ground, check, hashes)
@@ -789,35 +848,45 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.update(check.cost)
     return done
 
-# %% ../nbs/20_audit.ipynb #46acb930
+# %% ../nbs/20_audit.ipynb #38f69cab
 def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) -> dict:
     "The record of an audit, without its times."
     predictor, data, gates = ground.predictor, ground.data, ground.gates
     verdict, told = overall(entries, gates), recorded_training(ground)
     model = getattr(predictor, "model", None) if predictor.function is None else None
-    columns, schema = list(data[ground.split].column_names), {"id", "tokens", "tags", "text", "text_pair", "label",
+    columns, schema = list(data[ground.split].column_names), {"id", "tokens", "tags", "text", "text_pair",
+                                                              "label",
                                                               "offsets", "entities", "document"}
     task = predictor.task.name
-    later = [f"Left out of the default audit: {', '.join(left_out(ground))}. Run with --thorough."] if left_out(ground) else []
+    out = left_out(ground)
+    later = [f"Left out of the default audit: {', '.join(out)}. Run with --thorough."] if out else []
     return {
-        "schema": "safetune-audit/1", "created": now(), "verdict": verdict, "summary": summary(entries, verdict), "next": later,
-        "task": "ner" if task == "token-classification" else task, "thorough": ground.thorough, "seconds": 0.0,
-        "cpu_seconds": 0.0, "seed": ground.seed, "confidence": gates.confidence, "predictions": predictor.asked,
-        "model": {"name": name, "path": ground.path, "base": str(told.get("model") or "") or None, "sha256": hashes["model"],
+        "schema": "safetune-audit/1", "created": now(), "verdict": verdict,
+            "summary": summary(entries, verdict), "next": later,
+        "task": "ner" if task == "token-classification" else task, "thorough": ground.thorough,
+            "seconds": 0.0,
+        "cpu_seconds": 0.0, "seed": ground.seed, "confidence": gates.confidence,
+            "predictions": predictor.asked,
+        "model": {"name": name, "path": ground.path, "base": str(told.get("model") or "") or None,
+                  "sha256": hashes["model"],
                   "parameters": sum(p.numel() for p in model.parameters()) if model is not None else None,
                   "labels": [str(label) for label in predictor.task.labels],
                   "metrics": {ground.split: headline(entries)}, "training": told or None},
         "data": {"name": Path(source).name if source else "data", "path": str(source) if source else None,
                  "splits": {split: len(part) for split, part in data.items()}, "sha256": hashes["data"],
-                 "audited": ground.split, "columns": columns, "metadata": [c for c in columns if c not in schema]},
-        "versions": hashes["versions"], "settings": {"gates": gates.to_dict(), "sizes": {k: v[ground.thorough] for k, v in SIZES.items()}},
+                 "audited": ground.split, "columns": columns,
+                 "metadata": [c for c in columns if c not in schema]},
+        "versions": hashes["versions"],
+            "settings": {"gates": gates.to_dict(),
+                         "sizes": {k: v[ground.thorough] for k, v in SIZES.items()}},
         "checks": entries}
 
 def headline(entries: list) -> dict:    # name -> interval as a dict
     "The scores of the audited split."
     result = next((e["result"] for e in entries if e["id"] == "performance/score" and e["result"]), None)
     return {part["measure"]: {key: part[key] for key in ("value", "low", "high", "n", "confidence", "method")}
-            for part in (result or {"parts": []})["parts"] if part["measure"] == "f1" and " F1" in part["name"]
+            for part in (result or {"parts": []})["parts"] if part["measure"] == "f1"
+            and " F1" in part["name"]
             or part["measure"] != "f1"}
 
 def recorded_training(ground: Ground) -> dict:
@@ -827,12 +896,13 @@ def recorded_training(ground: Ground) -> dict:
         plain = {**dataclasses.asdict(ground.tuner.settings), "model": ground.tuner.source}
     else:
         try:
-            plain = dict(json.loads((Path(ground.path or "") / "metrics.json").read_text(encoding="utf-8"))["settings"])
+            plain = dict(json.loads((Path(ground.path
+                                          or "") / "metrics.json").read_text(encoding="utf-8"))["settings"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}
     return json.loads(json.dumps(plain, default=str))
 
-# %% ../nbs/20_audit.ipynb #83b1a27c
+# %% ../nbs/20_audit.ipynb #15bd3747
 class Audit:
     "The outcome of an audit."
     def __init__(self, record: dict, results: Mapping, counts: Mapping = None, files: Mapping = None):
@@ -852,30 +922,32 @@ class Audit:
 
     def to_frame(self) -> pd.DataFrame:
         "A line for each check, with what it cost."
+        shown = ("value", "low", "high", "n", "unit")
         return pd.DataFrame([{
-            "check": entry["id"], "verdict": entry["verdict"], **{key: (entry["result"] or {}).get(key)
-                                                                  for key in ("value", "low", "high", "n", "unit")},
-            "sampled": entry["sampled"], "predictions": entry["predictions"], "seconds": entry["seconds"],
-            "cpu_seconds": entry["cpu_seconds"]} for entry in self.record["checks"]])
+            "check": entry["id"], "verdict": entry["verdict"],
+            **{key: (entry["result"] or {}).get(key) for key in shown},
+            **{key: entry[key] for key in ("sampled", "predictions", "seconds", "cpu_seconds")}}
+            for entry in self.record["checks"]])
 
     def save(self, folder: Path, key: Path = None, password: str = None) -> Path:
-        "Write index.html, audit.json, README.md, junit.xml, counts.json and manifest.json. Raises `InputError`."
+        "Write index.html, audit.json, README.md, junit.xml, counts.json, manifest.json. Raises `InputError`."
         return save_audit(self, folder, key, password)
 
     def _repr_html_(self) -> str:
-        colour = COLOURS.get(self.verdict, "black")
-        lines = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(e['id'])}</td>"
-            f"<td style='text-align:left;color:{COLOURS.get(e['verdict'], '#c0392b')}'>{html.escape(e['verdict'])}</td>"
-            f"<td style='text-align:left'>{html.escape(((e['result'] or {}).get('sentence') or e['error'] or '')[:220])}</td></tr>"
-            for e in self.record["checks"])
-        return (f"<div><p><b style='color:{colour}'>{html.escape(self.verdict)}</b> {html.escape(self.summary)}</p>"
-                f"<table>{lines}</table></div>")
+        def cell(text, colour="inherit"):
+            return f'<td style="text-align:left;color:{colour}">{html.escape(text)}</td>'
+        lines = "".join("<tr>" + cell(check["id"])
+                        + cell(check["verdict"], COLOURS.get(check["verdict"], "#c0392b"))
+                        + cell(((check["result"] or {}).get("sentence") or check["error"] or "")[:220])
+                        + "</tr>" for check in self.record["checks"])
+        colour = COLOURS.get(self.verdict, "inherit")
+        return (f'<div><p><b style="color:{colour}">{html.escape(self.verdict)}</b> '
+                f"{html.escape(self.summary)}</p><table>{lines}</table></div>")
 
     def __repr__(self) -> str:
         return f"Audit({self.verdict}: {self.summary})"
 
-# %% ../nbs/20_audit.ipynb #d041e647
+# %% ../nbs/20_audit.ipynb #29003488
 def save_audit(found: Audit, folder: Path, key=None, password=None) -> Path:
     "Write an audit; each file whole or not at all, the manifest last."
     from safetune.cards import model_card
@@ -891,7 +963,8 @@ def save_audit(found: Audit, folder: Path, key=None, password=None) -> Path:
     (folder / MANIFEST).unlink(missing_ok=True)    # a folder half written must not verify
     shown = redacted(found.record)
     save_report(found.record, folder / "index.html")
-    write_atomic(folder / "audit.json", json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(folder / "audit.json",
+                 json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / "README.md", str(model_card(found.record)))
     write_atomic(folder / "junit.xml", junit(shown))
     write_atomic(folder / "counts.json", json.dumps(counts_of(found), allow_nan=False))
@@ -906,7 +979,7 @@ def counts_of(found: Audit) -> dict:
             "clusters": found.record.get("clusters"),
             "counts": {id: np.asarray(counts).tolist() for id, counts in found.counts.items()}}
 
-# %% ../nbs/20_audit.ipynb #47b24d4e
+# %% ../nbs/20_audit.ipynb #e967dd97
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def _xml(text: Any) -> str: return _NOT_XML.sub("?", str(text))
@@ -919,10 +992,12 @@ def junit(record: dict) -> str:
     for measure in dict.fromkeys(check["measure"] for check in record["checks"]):
         suite, count = ElementTree.SubElement(root, "testsuite", name=_xml(measure)), dict.fromkeys(totals, 0)
         for check in (check for check in record["checks"] if check["measure"] == measure):
-            case = ElementTree.SubElement(suite, "testcase", name=_xml(check["title"]), time=f"{check['seconds']:.3f}",
+            case = ElementTree.SubElement(suite, "testcase", name=_xml(check["title"]),
+                                          time=f"{check['seconds']:.3f}",
                                           classname=_xml("safetune." + check["id"].replace("/", ".")))
             said, kind = (check["result"] or {}).get("sentence") or check["error"] or "", None
-            if check["verdict"] == "fail" or (check["verdict"] == "not enough evidence" and undecided == "forbid"):
+            if check["verdict"] == "fail" or (check["verdict"] == "not enough evidence"
+                                              and undecided == "forbid"):
                 kind, tag = "failures", "failure"
             elif check["verdict"] == "error":
                 kind, tag = "errors", "error"
@@ -942,7 +1017,7 @@ def junit(record: dict) -> str:
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
-# %% ../nbs/20_audit.ipynb #6eb852dc
+# %% ../nbs/20_audit.ipynb #6aa69995
 def read_audit(source: Any) -> tuple:    # (record, id -> counts, hash of the rows)
     "Record and counts of an `Audit`, or of the folder of one. Raises `InputError`."
     if isinstance(source, Audit):
@@ -960,7 +1035,8 @@ def read_audit(source: Any) -> tuple:    # (record, id -> counts, hash of the ro
 
 def _paired(old: np.ndarray, new: np.ndarray, confidence: float, seed: int) -> tuple:    # (Interval, p)
     "Loss of a ratio of sums over the same rows, and the permutation p-value of no difference."
-    interval = cluster_bootstrap(np.hstack([old, new]), metric_drop, confidence=confidence, seed=seed, bounds=(-1, 1))
+    interval = cluster_bootstrap(np.hstack([old, new]), metric_drop, confidence=confidence, seed=seed,
+                                 bounds=(-1, 1))
     p = paired_permutation(influences(old), influences(new), seed=seed)[1]
     return Interval(interval.value, interval.low, interval.high, interval.n, confidence,
                     f"paired rows, {interval.method}"), p
@@ -980,7 +1056,8 @@ def _loss(id: str, old: dict, new: dict, pair, gates: Gates, seed: int) -> Resul
     sides = [entry["result"] for entry in (old, new)]
     if any(side is None or any(side[key] is None for key in ("value", "low", "high")) for side in sides):
         why = [f"{word}: {entry['error'] or (entry['result'] or {}).get('reason') or 'no interval'}"
-               for word, entry in (("before", old), ("after", new)) if not (entry["result"] or {}).get("value")]
+               for word,
+               entry in (("before", old), ("after", new)) if not (entry["result"] or {}).get("value")]
         raise CannotRun("; ".join(why) or "no interval", "audit both with the same checks")
     rule, gate = gates.rule(id), gates.rule("compare/regression").gate
     if pair is not None:
@@ -991,20 +1068,24 @@ def _loss(id: str, old: dict, new: dict, pair, gates: Gates, seed: int) -> Resul
     p = gate_p_value(interval, gate) if gate and (p is None or gate.limit != 0) else p
     return Result(new["title"], "loss", interval, sides[1]["unit"], gate, p)
 
-# %% ../nbs/20_audit.ipynb #940dbf72
+# %% ../nbs/20_audit.ipynb #57b854de
 class Comparison:
     "Two audits side by side."
     def __init__(self, record: dict, results: Mapping):
         self.record, self.results = record, dict(results)
 
-    verdict = property(lambda self: self.record["verdict"], doc="fail if a check got worse for certain, else pass.")
-    exit_code = property(lambda self: int(self.verdict == "fail"), doc="1 if a check got worse for certain, else 0.")
+    verdict = property(lambda self: self.record["verdict"],
+                       doc="fail if a check got worse for certain, else pass.")
+    exit_code = property(lambda self: int(self.verdict == "fail"),
+                         doc="1 if a check got worse for certain, else 0.")
 
     def to_frame(self) -> pd.DataFrame:
         "A line for each check."
         return pd.DataFrame([{
-            "check": line["id"], "before": (line["before"] or {}).get("value"), "after": (line["after"] or {}).get("value"),
-            **{f"{key} of loss" if key != "value" else "loss": (line["loss"] or {}).get(key) for key in ("value", "low", "high")},
+            "check": line["id"], "before": (line["before"] or {}).get("value"),
+                              "after": (line["after"] or {}).get("value"),
+            **{f"{key} of loss" if key != "value" else "loss": (line["loss"] or {}).get(key)
+               for key in ("value", "low", "high")},
             "verdict": line["verdict"], "paired": line["paired"]} for line in self.record["checks"]])
 
     def save(self, folder: Path) -> Path:
@@ -1012,7 +1093,8 @@ class Comparison:
         from safetune.report import redacted, render_comparison
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "comparison.json", json.dumps(redacted(self.record), indent=1, ensure_ascii=False) + "\n")
+        write_atomic(folder / "comparison.json",
+                     json.dumps(redacted(self.record), indent=1, ensure_ascii=False) + "\n")
         write_atomic(folder / "comparison.html", render_comparison(self.record))
         return folder
 
@@ -1027,12 +1109,14 @@ def compare(before: Any,          # `Audit`, or the folder of one
             gates: Any = None,    # as for `audit`; its gate compare/regression decides
             seed: int = 0,        # of bootstrap and permutation
            ) -> Comparison:
-    "What got worse, and is it certain? Raises `InputError` for what is no audit, or audits of different tasks."
+    "What got worse, and is it certain? Raises `InputError` for no audit, or audits of different tasks."
     (old, old_counts, old_rows), (new, new_counts, new_rows) = read_audit(before), read_audit(after)
     gates = load_gates(gates)
     if old["task"] != new["task"]:
-        raise InputError(f"one audit is of {old['task']}, the other of {new['task']}", "compare audits of one task")
-    sides, lines, results = [{entry["id"]: entry for entry in record["checks"]} for record in (old, new)], [], {}
+        raise InputError(f"one audit is of {old['task']}, the other of {new['task']}",
+                         "compare audits of one task")
+    sides, lines, results = [{entry["id"]: entry for entry in record["checks"]}
+                             for record in (old, new)], [], {}
     for id in [id for id in sides[1] if id in sides[0]]:
         entries = [side[id] for side in sides]
         pair = [counts.get(id) for counts in (old_counts, new_counts)]
@@ -1040,26 +1124,32 @@ def compare(before: Any,          # `Audit`, or the folder of one
         try:
             results[id] = _loss(id, *entries, pair if usable else None, gates, seed)
         except InputError as problem:
-            results[id] = Result(entries[1]["title"], "loss", gate=gates.rule("compare/regression").gate, reason=str(problem))
+            results[id] = Result(entries[1]["title"], "loss", gate=gates.rule("compare/regression").gate,
+                                 reason=str(problem))
         lines.append((id, entries, usable))
     correct(list(results.values()), gates.correction)
     checks = [_compared_line(id, entries, usable, results[id]) for id, entries, usable in lines]
     return Comparison(_comparison_record(old, new, checks, sides), results)
 
-# %% ../nbs/20_audit.ipynb #4e155696
+# %% ../nbs/20_audit.ipynb #80bdb2f8
 def _compared_line(id: str, entries: list, paired: bool, result: Result) -> dict:
     "A check of a comparison, as the record keeps it."
     fields = ("value", "low", "high", "n", "confidence", "method")
-    sides = [{key: entry["result"][key] for key in fields} if (entry["result"] or {}).get("value") is not None else None
+    sides = [{key: entry["result"][key] for key in fields} if (entry["result"] or {}).get("value") is not None
+             else None
              for entry in entries]
     loss = result.to_dict()
     loss = None if result.interval is None else {key: loss[key] for key in fields}
-    sign = 1 if sides[0] and sides[1] and loss and (sides[1]["value"] - sides[0]["value"]) * loss["value"] > 0 else -1
-    difference = loss and {**loss, "value": sign * loss["value"], "low": min(sign * loss["low"], sign * loss["high"]),
+    change = sides[1]["value"] - sides[0]["value"] if loss and all(sides) else 0.0
+    sign = 1 if loss and change * loss["value"] > 0 else -1
+    difference = loss and {**loss, "value": sign * loss["value"],
+                           "low": min(sign * loss["low"], sign * loss["high"]),
                            "high": max(sign * loss["low"], sign * loss["high"])}
     gate = {"kind": result.gate.kind, "limit": result.gate.limit} if result.gate else None
-    return {"id": id, "title": entries[1]["title"], "measure": entries[1]["measure"], "before": sides[0], "after": sides[1],
-            "difference": difference, "loss": loss, "verdict": result.verdict, "gate": gate, "reason": result.reason,
+    return {"id": id, "title": entries[1]["title"], "measure": entries[1]["measure"], "before": sides[0],
+            "after": sides[1],
+            "difference": difference, "loss": loss, "verdict": result.verdict, "gate": gate,
+            "reason": result.reason,
             "paired": paired and loss is not None, "p_value": result.p_value, "p_adjusted": result.p_adjusted,
             "sentence": result.sentence}
 
@@ -1068,10 +1158,12 @@ def _comparison_record(old: dict, new: dict, checks: list, sides: list) -> dict:
     worse = [check["title"] for check in checks if check["verdict"] == "fail"]
     measured = [check for check in checks if check["verdict"] != "not run"]
     alone = [id for id in {**sides[0], **sides[1]} if (id in sides[0]) != (id in sides[1])]
-    said = (f"{len(worse)} of {len(measured)} checks got worse for certain: {', '.join(worse[:8])}." if worse else
+    said = (f"{len(worse)} of {len(measured)} checks got worse for certain: {', '.join(worse[:8])}." if worse
+            else
             f"None of {len(measured)} checks got worse for certain.")
     said += f" Only in one of the audits: {', '.join(alone[:8])}." if alone else ""
-    name = lambda record: {"name": record["model"]["name"], "created": record["created"], "verdict": record["verdict"],
+    name = lambda record: {"name": record["model"]["name"], "created": record["created"],
+                           "verdict": record["verdict"],
                            "sha256": record["model"]["sha256"]}
     return {"schema": "safetune-comparison/1", "before": name(old), "after": name(new), "created": now(),
             "verdict": "fail" if worse else "pass", "summary": said, "checks": checks}

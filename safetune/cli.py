@@ -295,7 +295,7 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #be3b5436
+# %% ../nbs/21_cli.ipynb #daabbb59
 def add_screen(commands):
     "Add `screen` to the commands."
     parser = commands.add_parser("screen", help="look for faults in the data",
@@ -307,7 +307,8 @@ def add_screen(commands):
                         help="what --clean does, as personal=pseudonymise duplicate/near=drop length=keep")
     parser.add_argument("--removed", metavar="FILE", help="with --clean: keep what was removed, to undo it")
     parser.add_argument("--labels", action="store_true", help="also look for wrong labels in train (slower)")
-    parser.add_argument("--tokenizer", metavar="M", help="also count tokens that this tokenizer does not know")
+    parser.add_argument("--tokenizer", metavar="M",
+                        help="also count tokens that this tokenizer does not know")
     parser.add_argument("--lexicon", metavar="FILE", help="words to look for, in place of safetune's list")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a finding is of high severity")
     parser.add_argument("--show-personal", action="store_true", help="do not mask personal data in the files")
@@ -324,7 +325,7 @@ def _screened_parts(arguments):
                        on_error="repair" if arguments.repair else "raise", config=arguments.config,
                        revision=arguments.revision)
 
-# %% ../nbs/21_cli.ipynb #d0f6cc66
+# %% ../nbs/21_cli.ipynb #e1bbe0f1
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>safetune: findings</title>
 <body style="font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em">
 <h1>Findings</h1><p>{what}</p>{table}</body></html>
@@ -338,7 +339,8 @@ def write_findings(findings, out, show_personal=False):
     table = findings.to_frame(show_personal).drop(columns="fix")
     write_atomic(out / "findings.csv", table.to_csv(index=False))
     rows = ", ".join(f"{split} {n:,} rows" for split, n in findings.rows.items())
-    write_atomic(out / "findings.html", PAGE.format(what=html.escape(f"{len(findings):,} findings in {rows}."),
+    write_atomic(out / "findings.html",
+                 PAGE.format(what=html.escape(f"{len(findings):,} findings in {rows}."),
                                                     table=html_table(findings, 1000, show_personal)))
 
 def write_cleaned(parts, findings, arguments, out):
@@ -392,21 +394,23 @@ def screen(arguments) -> int:
         logger.warning("%s findings of high severity", f"{high:,}")
     return int(bool(arguments.strict and high))
 
-# %% ../nbs/21_cli.ipynb #e39aed29
+# %% ../nbs/21_cli.ipynb #19d0bba1
 def add_audit(commands):
     "Add `audit` to the commands."
     parser = commands.add_parser("audit", help="is the model fit to ship?",
-                                 description="Run all checks that fit the model and its data, and decide by gates.")
+                                 description="Run all checks that fit model and data; gates decide.")
     parser.add_argument("model", metavar="MODEL", help="fine-tuned model: folder or Hub name")
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the report")
     parser.add_argument("--gates", metavar="FILE", help="TOML file with limits, in place of safetune's")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
                         help="only these checks, as fairness robustness/noise")
-    parser.add_argument("--thorough", action="store_true", help="sample nothing, and train models for attacks")
+    parser.add_argument("--thorough", action="store_true",
+                        help="sample nothing, and train models for attacks")
     parser.add_argument("--split", metavar="NAME", help="split to audit (test)")
     parser.add_argument("--name", help="name of the model in the report")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything that is drawn (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="seed of everything that is drawn (0)")
     parser.add_argument("--no-resume", action="store_true", help="run all checks, also those finished before")
     parser.add_argument("--compare", metavar="DIR", help="an audit before: exit code 1 if a check got worse")
     parser.add_argument("--sign", metavar="KEY", help="sign with this Ed25519 key (PEM file)")
@@ -417,7 +421,8 @@ def print_audit(found, out):
     for check in found.record["checks"]:
         if check["verdict"] in ("fail", "error", "not enough evidence"):
             said = check["error"] or check["result"]["sentence"]
-            print(f"{check['verdict']:20} {check['title']}: {said if len(said) < 300 else said[:297] + '...'}")
+            said = said if len(said) < 300 else said[:297] + "..."
+            print(f"{check['verdict']:20} {check['title']}: {said}")
     print(f"\n{found.verdict}: {found.summary}\n{out}/index.html")
 
 def audit(arguments) -> int:
@@ -440,15 +445,16 @@ def audit(arguments) -> int:
         print(f"{step.verdict}: {step.record['summary']}\n{out}/comparison.html")
     return max(found.exit_code, step.exit_code if step else 0)
 
-# %% ../nbs/21_cli.ipynb #58d92f93
+# %% ../nbs/21_cli.ipynb #905bd1d6
 def add_verify(commands):
     "Add `verify` to the commands."
     parser = commands.add_parser("verify", help="is an audit, its model and its data unchanged?",
-                                 description="Compare the folder of an audit, its model and its data with the manifest.")
+                                 description="Compare an audit, its model and its data with the manifest.")
     parser.add_argument("folder", metavar="DIR", help="folder that safetune audit wrote")
     parser.add_argument("--model", metavar="M", help="where the model is now (where the audit found it)")
     parser.add_argument("--data", metavar="DATA", help="where the data are now (where the audit found them)")
-    parser.add_argument("--key", metavar="KEY", help="public key that must have signed: PEM file or 64 digits")
+    parser.add_argument("--key", metavar="KEY",
+                        help="public key that must have signed: PEM file or 64 digits")
     parser.set_defaults(run=verify)
 
 def verify(arguments) -> int:
@@ -458,7 +464,7 @@ def verify(arguments) -> int:
     print(found)
     return int(not found.ok)
 
-# %% ../nbs/21_cli.ipynb #4b6ce406
+# %% ../nbs/21_cli.ipynb #15de016d
 DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000},
         "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
         "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
@@ -474,8 +480,8 @@ PLANTED = [    # (fault, options, in words, the check that has to find it)
 def add_demo(commands):
     "Add `demo` to the commands."
     parser = commands.add_parser("demo", help="the main job on a generated corpus, offline",
-                                 description="Generate a corpus with planted faults, train a small model from "
-                                             "scratch, evaluate and audit it. Needs no network.")
+                                 description="Generate a corpus with planted faults, train a small model "
+                                             "from scratch, evaluate and audit it. Needs no network.")
     parser.add_argument("--out", default="safetune-demo", metavar="DIR",
                         help="folder for data, model and scores (safetune-demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of corpus and training (0)")
@@ -523,7 +529,8 @@ def demo(arguments) -> int:
 def audit_demo(out, arguments):
     "Audit the model of the demo, and say which planted faults were found."
     from safetune.audit import audit
-    found = audit(out / "model", out / "data", seed=arguments.seed, out=out / "audit", name="the model of safetune demo",
+    found = audit(out / "model", out / "data", seed=arguments.seed, out=out / "audit",
+                  name="the model of safetune demo",
                   progress=not arguments.quiet)
     found.save(out / "audit")
     print(f"the audit: {found.verdict}. {found.summary}\n\nplanted in the corpus, and what the audit says:")

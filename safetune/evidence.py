@@ -56,7 +56,7 @@ def hash_rows(rows: Iterable[dict]) -> str:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
-# %% ../nbs/19_evidence.ipynb #48218dd4
+# %% ../nbs/19_evidence.ipynb #f4d3ace4
 MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 NOT_MODEL = ("metrics.json", "trainer_state.json", "audit.json", "manifest.json")
 
@@ -72,7 +72,8 @@ def hash_tensors(model,            # transformers model
                 ) -> str:
     "SHA-256 of a model in memory: configuration, tokenizer, and every tensor with its name, type and shape."
     import torch
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    config = {k: v for k,
+              v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
@@ -128,7 +129,7 @@ def validate_record(record: dict, file: str = "audit.json"):
         place = "/".join(map(str, error.path)) or "the record"
         raise InputError(f"{place}: {error.message[:200]}", "see safetune/resources/audit/schema.json", file)
 
-# %% ../nbs/19_evidence.ipynb #8382fdd8
+# %% ../nbs/19_evidence.ipynb #bab6923e
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 FORMAT = "safetune-manifest/1"
 
@@ -155,13 +156,15 @@ def write_manifest(folder: Path,
                   ) -> str:                    # SHA-256 of the manifest
     "Write manifest.json over all files of a report, its model and data. Raises `InputError` for a bad key."
     folder, source = Path(folder), record["data"].get("path")
-    signer = None if key is None else load_private_key(key, password)    # a bad key stops before anything is written
+    # a bad key stops before anything is written
+    signer = None if key is None else load_private_key(key, password)
     local = bool(source) and Path(source).exists()
     manifest = {
         "schema": FORMAT, "created": now(),
         "audit": {"created": record["created"], "verdict": record["verdict"]},
         "files": hash_files(folder, report_files(folder)),
-        "model": {"path": record["model"]["path"], "sha256": record["model"]["sha256"], "files": model_hashes or {}},
+        "model": {"path": record["model"]["path"], "sha256": record["model"]["sha256"],
+                  "files": model_hashes or {}},
         "data": {"path": source if local else None, "sha256": record["data"]["sha256"],
                  "files": source_files(source) if local else {}}}
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
@@ -171,7 +174,7 @@ def write_manifest(folder: Path,
         write_atomic(folder / SIGNATURE, signature_text(signer, text.encode()))
     return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/19_evidence.ipynb #df271f63
+# %% ../nbs/19_evidence.ipynb #c87a3d73
 def _cryptography():
     "The parts of the package cryptography. Raises `InputError` if it is not installed."
     try:
@@ -194,7 +197,8 @@ def load_private_key(path: Path, password: str = None):
         raise InputError("is no private key that can be read" + (" with this password" if password else ""),
                          "give an unencrypted PEM file, or its password", path) from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise InputError("is not an Ed25519 key", "make one: openssl genpkey -algorithm ed25519 -out key.pem", path)
+        raise InputError("is not an Ed25519 key", "make one: openssl genpkey -algorithm ed25519 -out key.pem",
+                         path)
     return key
 
 def load_public_key(source: Any) -> bytes:    # 32 raw bytes
@@ -216,7 +220,7 @@ def load_public_key(source: Any) -> bytes:    # 32 raw bytes
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 def new_key(path: Path) -> str:    # the public key as hexadecimal digits
-    "Make a key: `path` for its owner only, and the public part at `path`.pub. Raises `InputError` if it is there."
+    "Make a key: `path` for its owner only, the public part at `path`.pub. `InputError` if it is there."
     serialization, ed25519, _ = _cryptography()
     path = Path(path)
     if path.exists():
@@ -230,7 +234,7 @@ def new_key(path: Path) -> str:    # the public key as hexadecimal digits
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode())
     return public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
 
-# %% ../nbs/19_evidence.ipynb #500f879f
+# %% ../nbs/19_evidence.ipynb #a0de9655
 def signature_text(key, content: bytes) -> str:    # JSON
     "The file with the signature of some bytes."
     serialization, *_ = _cryptography()
@@ -251,13 +255,14 @@ def check_signature(folder: Path,
         public, signature = bytes.fromhex(told["public_key"]), bytes.fromhex(told["signature"])
         if wanted is not None and public != wanted:
             return "bad", f"signed by another key ({public.hex()})"
-        ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, (path.parent / MANIFEST).read_bytes())
+        ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature,
+                                                                  (path.parent / MANIFEST).read_bytes())
     except (InvalidSignature, ValueError, KeyError, TypeError, OSError, RecursionError):
         return "bad", "the signature does not fit the manifest"
     whose = "the key you gave" if wanted is not None else f"{public.hex()}; compare it with the auditor's key"
     return "good", f"signed by {whose}"
 
-# %% ../nbs/19_evidence.ipynb #2fb2526a
+# %% ../nbs/19_evidence.ipynb #d6c1ac6e
 @dataclass
 class Verification:
     "What `verify` found."
@@ -275,7 +280,8 @@ class Verification:
         return not (self.changed or self.missing or self.added) and self.signature != "bad"
 
     def __str__(self) -> str:
-        lines = [f"{word}: {name}" for word in ("changed", "missing", "added") for name in getattr(self, word)]
+        lines = [f"{word}: {name}" for word in ("changed", "missing", "added")
+                 for name in getattr(self, word)]
         end = "as the audit left it" if self.ok else "NOT as the audit left it"
         return "\n".join([*lines, *self.notes, f"manifest {self.sha256}", f"{self.folder}: {end}"])
 
@@ -312,7 +318,7 @@ def _compare(found: Verification, root: Path, entries: dict, there: list, prefix
             found.changed.append(prefix + name)
     found.added += [prefix + name for name in there if name not in entries]
 
-# %% ../nbs/19_evidence.ipynb #6c6f729c
+# %% ../nbs/19_evidence.ipynb #28486b82
 def _verify_model(found: Verification, told: dict, path):
     "Compare the weights."
     given, path = path is not None, path or told.get("path")
@@ -322,7 +328,8 @@ def _verify_model(found: Verification, told: dict, path):
     elif given:
         raise InputError("is no folder of the model that was audited", "give its folder", path)
     else:
-        found.notes.append("model: not compared, " + (f"{path} is not here; say where it is" if path and told["files"]
+        found.notes.append("model: not compared, "
+                           + (f"{path} is not here; say where it is" if path and told["files"]
                                                       else "the audit was not of a saved folder"))
 
 def _verify_data(found: Verification, told: dict, data):
@@ -340,7 +347,8 @@ def _verify_data(found: Verification, told: dict, data):
         found.notes.append(f"data: rows of {', '.join(told['sha256'])} compared")
     elif told.get("path") and told["files"] and Path(told["path"]).exists():
         path = Path(told["path"])
-        _compare(found, path.parent if path.is_file() else path, told["files"], list(source_files(path)), "data/")
+        _compare(found, path.parent if path.is_file() else path, told["files"], list(source_files(path)),
+                 "data/")
         found.notes.append(f"data: {len(told['files'])} files of {path} compared")
     else:
         found.notes.append("data: not compared, " + (f"{told['path']} is not here; say where they are"

@@ -119,7 +119,7 @@ def _one_rule(name: str, table: Any, known: dict, file: str) -> Rule:
     return Rule(Gate(base.kind, float(limit)) if limit is not False else None, reason, file, base.kind,
                 base.range)
 
-# %% ../nbs/19a_gates.ipynb #859ece95
+# %% ../nbs/19a_gates.ipynb #ef747a8c
 def read_toml(path: Path) -> dict:
     "The content of a TOML file. Raises `InputError` with file and line."
     try:
@@ -179,7 +179,8 @@ def load_gates(source: Any = None,    # TOML file, dict of the same shape, `Gate
     policies = {"confidence": known.confidence, **{key: getattr(known, key) for key in POLICIES}}
     return Gates({**known.rules, **rules}, **{**policies, **_policies(content.get("audit", {}), file)})
 
-def _without_range(table): return {k: v for k, v in table.items() if k != "range"} if isinstance(table, dict) else table
+def _without_range(table): return {k: v for k,
+                                   v in table.items() if k != "range"} if isinstance(table, dict) else table
 
 def _same_range(own: dict, known: dict, file: str):
     "A copy of the default file holds ranges; they are facts about the measures and cannot be changed."
