@@ -464,12 +464,12 @@ def verify(arguments) -> int:
     print(found)
     return int(not found.ok)
 
-# %% ../nbs/21_cli.ipynb #502c1a58
+# %% ../nbs/21_cli.ipynb #62c8c8a1
 DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000},
         "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
         "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
 PLANTED = [    # (fault, options, in words, the check that has to find it)
-    ("wrong_labels", {"rate": 0.06}, "6% of the training sentences have a wrong label", "data/wrong-labels"),
+    ("wrong_labels", {"rate": 0.1}, "10% of the training sentences have a wrong label", "data/wrong-labels"),
     ("group_label_lean", {"column": "origin", "group": "slavic", "strength": 0.9},
      "9 of 10 persons with Slavic names lost their label in train", "fairness/group-gap/origin"),
     ("personal_data", {"rate": 0.02}, "2% of the training sentences hold personal data", "data/personal"),
