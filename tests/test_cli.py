@@ -133,3 +133,26 @@ def test_screen_tells_bad_input_in_one_line(tmp_path, arguments, message):
     done = run("screen", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr.decode() and b"Traceback" not in done.stderr
     assert len(done.stderr.decode().strip().splitlines()) == 1
+
+
+def test_audit_and_verify(trained):
+    "Exit codes 0, 1 and 2, what is left in the folder, and a comparison."
+    out, gates = trained / "audit", trained / "gates.toml"
+    wanted = ("--only", "performance", "data/damage", "--out", out)
+    done = run("audit", trained / "model", trained / "data", *wanted, "--gates", gates)
+    assert done.returncode == 2 and len(done.stderr.decode().strip().splitlines()) == 1 and not out.exists()
+    gates.write_text('[gates."performance/baseline"]\nmin = false\n[gates."data/damage"]\nmax = 0.9\n')
+    done = run("audit", trained / "model", trained / "data", *wanted, "--gates", gates)
+    assert done.returncode == 0, done.stderr.decode()
+    assert {path.name for path in out.iterdir() if path.name != ".checks"} == {
+        "index.html", "audit.json", "README.md", "junit.xml", "counts.json", "manifest.json"}
+    assert json.loads((out / "audit.json").read_text())["data"]["path"] == str(trained / "data")
+    assert run("verify", out).returncode == 0
+    gates.write_text('[gates."performance/score"]\nmin = 0.99\n')
+    done = run("audit", trained / "model", trained / "data", *wanted[:-1], trained / "second", "--gates", gates, "--compare", out)
+    assert done.returncode == 1 and b"fail" in done.stdout and (trained / "second" / "comparison.html").exists()
+    assert run("verify", trained / "second").returncode == 0
+    (out / "index.html").write_text("all good")
+    done = run("verify", out)
+    assert done.returncode == 1 and b"changed: index.html" in done.stdout
+    assert run("verify", trained / "data").returncode == 2
