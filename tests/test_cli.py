@@ -135,24 +135,30 @@ def test_screen_tells_bad_input_in_one_line(tmp_path, arguments, message):
     assert len(done.stderr.decode().strip().splitlines()) == 1
 
 
-def test_audit_and_verify(trained):
-    "Exit codes 0, 1 and 2, what is left in the folder, and a comparison."
+def test_audit_and_verify(trained, capsys):
+    "Exit codes 0, 1 and 2, what is left in the folder, and a comparison; in this process, which has the libraries loaded."
+    from safetune.cli import main
+
+    def call(*command):
+        code = main(["--quiet", *map(str, command)])
+        return code, *capsys.readouterr()
+
     out, gates = trained / "audit", trained / "gates.toml"
-    wanted = ("--only", "performance", "data/damage", "--out", out)
-    done = run("audit", trained / "model", trained / "data", *wanted, "--gates", gates)
-    assert done.returncode == 2 and len(done.stderr.decode().strip().splitlines()) == 1 and not out.exists()
+    wanted = ("audit", trained / "model", trained / "data", "--gates", gates, "--only", "performance", "data/damage", "--out")
+    code, _, err = call(*wanted, out)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and not out.exists()
     gates.write_text('[gates."performance/baseline"]\nmin = false\n[gates."data/damage"]\nmax = 0.9\n')
-    done = run("audit", trained / "model", trained / "data", *wanted, "--gates", gates)
-    assert done.returncode == 0, done.stderr.decode()
+    code, _, err = call(*wanted, out)
+    assert code == 0, err
     assert {path.name for path in out.iterdir() if path.name != ".checks"} == {
         "index.html", "audit.json", "README.md", "junit.xml", "counts.json", "manifest.json"}
     assert json.loads((out / "audit.json").read_text())["data"]["path"] == str(trained / "data")
-    assert run("verify", out).returncode == 0
+    assert call("verify", out)[0] == 0
     gates.write_text('[gates."performance/score"]\nmin = 0.99\n')
-    done = run("audit", trained / "model", trained / "data", *wanted[:-1], trained / "second", "--gates", gates, "--compare", out)
-    assert done.returncode == 1 and b"fail" in done.stdout and (trained / "second" / "comparison.html").exists()
-    assert run("verify", trained / "second").returncode == 0
+    code, told, _ = call(*wanted, trained / "second", "--compare", out)
+    assert code == 1 and "fail" in told and (trained / "second" / "comparison.html").exists()
+    assert call("verify", trained / "second")[0] == 0
     (out / "index.html").write_text("all good")
-    done = run("verify", out)
-    assert done.returncode == 1 and b"changed: index.html" in done.stdout
-    assert run("verify", trained / "data").returncode == 2
+    code, told, _ = call("verify", out)
+    assert code == 1 and "changed: index.html" in told
+    assert call("verify", trained / "data")[0] == 2
