@@ -131,14 +131,15 @@ def test_a_function_may_name_its_labels_in_any_order(text, classifier):
 
 
 KILLED = """
-import sys
+import sys, time
 import safetune.audit as auditing
 from safetune.data import load_data
 auditing.SIZES = {sizes!r}
-auditing.draw = lambda entry, result: None
+auditing.draw, keep = lambda entry, result: None, auditing.keep
+auditing.keep = lambda *what: (keep(*what), time.sleep(0.1))    # time to be killed in
 auditing.audit({model!r}, {data!r}, out={out!r}, progress=False, only={only!r})
 """
-SOME = ["data/damage", "data/personal", "performance", "fairness/counterfactual", "robustness", "control"]
+SOME = ["data/damage", "performance", "fairness/group-gap", "fairness/counterfactual", "robustness/noise", "control"]
 
 
 def test_killed_at_any_moment_it_goes_on(tagger, ner, tmp_path):
@@ -160,7 +161,7 @@ def test_killed_at_any_moment_it_goes_on(tagger, ner, tmp_path):
         json.loads(path.read_text(encoding="utf-8"))
     resumed = audit(tagger, str(tmp_path / "data"), out=out, progress=False, only=SOME)
     whole = audit(tagger, str(tmp_path / "data"), progress=False, only=SOME)
-    assert sum(check["reused"] for check in resumed.record["checks"]) == len(finished)
+    assert sum(check["reused"] for check in resumed.record["checks"]) == len(finished) < len(resumed.record["checks"])
     assert {id: result.to_dict() for id, result in resumed.results.items()} == {id: result.to_dict() for id, result in whole.results.items()}
     assert resumed.verdict == whole.verdict and resumed.summary == whole.summary
     assert {id: np.asarray(c).tolist() for id, c in resumed.counts.items()} == {id: np.asarray(c).tolist() for id, c in whole.counts.items()}
