@@ -709,7 +709,7 @@ def correct_all(results: Sequence[Result], method: str):
                               .replace(measured.removeprefix(start), _measured(line).removeprefix(start))
                               .replace(decision, line.decision))
 
-# %% ../nbs/20_audit.ipynb #441345c0
+# %% ../nbs/20_audit.ipynb #468aacc6
 def overall(entries: Sequence[dict], gates: Gates) -> str:    # "fail", "not enough evidence" or "pass"
     "The verdict of an audit from those of its checks."
     verdicts = {entry["verdict"] for entry in entries}
@@ -726,8 +726,10 @@ def summary(entries: Sequence[dict], verdict: str) -> str:
     count = {v: sum(e["verdict"] == v for e in entries) for v in ("pass", "no gate", "not run")}
     start = {"pass": "Every gate that could decide was passed.", "fail": "Not fit to ship as it is.",
              "not enough evidence": "No gate failed, but some lack evidence."}[verdict]
-    parts = [f"{len(titles['fail'])} failed ({', '.join(titles['fail'][:6])})"] if titles["fail"] else []
-    parts += [f"{len(titles['error'])} crashed ({', '.join(titles['error'][:6])})"] if titles["error"] else []
+    def named(titles):
+        return ", ".join(titles[:6]) + (f" and {len(titles) - 6} more" if len(titles) > 6 else "")
+    parts = [f"{len(titles['fail'])} failed ({named(titles['fail'])})"] if titles["fail"] else []
+    parts += [f"{len(titles['error'])} crashed ({named(titles['error'])})"] if titles["error"] else []
     parts += [f"{count['pass']} passed"]
     parts += [f"{len(titles['not enough evidence'])} undecided"] if titles["not enough evidence"] else []
     parts += [f"{count['no gate']} only measured"] if count["no gate"] else []
@@ -829,12 +831,12 @@ def finish_entry(entry: dict, result: Result) -> dict:
         draw(entry, result)    # its colours say the verdict
     return {**entry, "verdict": result.verdict, "result": result.to_dict()}
 
-# %% ../nbs/20_audit.ipynb #bde5f16a
+# %% ../nbs/20_audit.ipynb #a1418134
 def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, progress: bool) -> list:
     "Run all checks, or take them over: a list of (entry, result, counts)."
     from tqdm.auto import tqdm
     done = []
-    bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    bar = "{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
     with tqdm(total=sum(check.cost for check in checks), bar_format=bar, desc="audit",
               disable=not progress) as shown:
         for check in checks:

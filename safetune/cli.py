@@ -491,7 +491,7 @@ def add_demo(commands):
                         help=f"passes over it ({DEMO['settings']['epochs']})")
     parser.set_defaults(run=demo)
 
-# %% ../nbs/21_cli.ipynb #9eee9972
+# %% ../nbs/21_cli.ipynb #50058aaf
 def demo(arguments) -> int:
     "The main job on the sample corpus."
     import time
@@ -514,7 +514,7 @@ def demo(arguments) -> int:
     logger.info("3 of 4: scoring")
     scores = finish(tuner, out / "model")
     print_scores(tuner.task, scores["test"],
-                 f"test split, {scores['test']['rows']:,} sentences with unseen names")
+                 f"test split, {scores['test']['rows']:,} sentences, with unseen names but for the copies")
     text = " ".join(data["test"][0]["tokens"])
     found = ", ".join(f"{entity['text']} ({entity['type']})"
                       for entity in Predictor(out / "model")(text)["entities"])
