@@ -318,8 +318,16 @@ def dark_colour(colour: str,    # "#rrggbb", chosen for white paper
         a, b = a * 0.93, b * 0.93
     return "#" + "".join(f"{round(255 * _gamma(min(1.0, max(0.0, c)))):02x}" for c in out)
 
-# %% ../nbs/18_report.ipynb #324cc863
+# %% ../nbs/18_report.ipynb #5827de1a
 _COLOUR = re.compile(r'(fill|stroke)="(#[0-9a-f]{6})"')
+
+def _width(svg: str) -> int:    # in pixels of a screen
+    "How wide a drawing wants to be: its letters then have the size of small print."
+    box = re.search(r'viewBox="[^" ]+[ ,]+[^" ]+[ ,]+([\d.]+)', svg)
+    try:
+        return max(200, min(1000, round(1.3 * float(box[1]))))
+    except (TypeError, ValueError):
+        return 600
 
 def _inline(svg: str,        # a clean drawing, or one from a record
             prefix: str,     # no two drawings of a page may share an identifier
@@ -331,10 +339,12 @@ def _inline(svg: str,        # a clean drawing, or one from a record
     svg = re.sub(r' href="#([^"]*)"', rf' href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([\w\-]+)\)", rf"url(#{prefix}-\1)", svg)
     svg = svg.replace("<title>", f'<title id="{prefix}-title">', 1)
-    start = f'<svg role="img" aria-labelledby="{prefix}-title"'
+    wide = _width(svg)
+    kind = ("broad " if wide > 520 else "") + ("onwhite" if "<image" in svg else "")
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{prefix}-title" class="{kind}" width="{wide}"', 1)
     if "<image" in svg:
-        return svg.replace("<svg", start + ' class="onwhite"', 1), set()
-    svg = svg.replace("<svg", start + ' fill="#000000"', 1)
+        return svg, set()
+    svg = svg.replace("<svg", '<svg fill="#000000"', 1)
     colours = {match[1] for match in _COLOUR.findall(svg)}
     return _COLOUR.sub(lambda m: f'{m[1]}="var(--c{m[2][1:]},{m[2]})"', svg), colours
 
@@ -469,7 +479,7 @@ def _lines(check: dict, result: dict) -> dict:
             "tested": any(_finite(part["p"]) for part in lines),
             "parts_caption": f"{_shown(check.get('title') or check['id'])}: value of each part with its interval"}
 
-# %% ../nbs/18_report.ipynb #1e552f50
+# %% ../nbs/18_report.ipynb #3c5950ef
 def _kind(verdict: Any) -> str: return WORDS.get(verdict, WORDS["error"])[0] if isinstance(verdict, str) else "error"
 
 def _slug(text: str) -> str: return re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")[:40] or "x"
@@ -483,7 +493,7 @@ def _says(check: dict, result: dict) -> list:    # of sentences
         return [str(check["reason"])] if check.get("reason") else []
     if not said[0] or said[1] and str(said[1]) in str(said[0]):
         said = [said[0] or said[1]]
-    return [str(sentence) for sentence in said if sentence]
+    return [str(sentence)[:1].upper() + str(sentence)[1:] for sentence in said if sentence]
 
 def _how(check: dict, result: dict) -> str:
     "Where the figures come from, in one line."
@@ -502,6 +512,8 @@ def _laid_out(check: dict, number: int, drawn: str) -> dict:
     result = check.get("result") if isinstance(check.get("result"), Mapping) else {}
     measured = _finite(result.get("value"))
     verdict = check.get("verdict") if check.get("verdict") in WORDS else "error"
+    gate = result.get("gate") or _common_gate(result)
+    result = {**result, "gate": gate} if gate else result
     low, high = _range([result])
     says = _says(check, result)
     title = str(check.get("title") or check["id"])
@@ -511,7 +523,12 @@ def _laid_out(check: dict, number: int, drawn: str) -> dict:
             "measured": label[:1].upper() + label[1:] if measured else "", "figure": Markup(drawn),
             "bar": Markup(_bar(result, low, high, _kind(verdict))),
             "confidence": _percent(result.get("confidence")), "how": _how(check, result),
-            "next": [str(step) for step in check.get("next") or ()]}
+            "next": [str(step) for step in check.get("next") or ()] if verdict not in ("pass", "no gate") else []}
+
+def _common_gate(result: Mapping) -> Any:    # a gate, or None
+    "The gate of the parts, where all that have one have the same."
+    gates = [part["gate"] for part in result.get("parts") or () if isinstance(part, Mapping) and part.get("gate")]
+    return gates[0] if gates and all(gate == gates[0] for gate in gates) else None
 
 # %% ../nbs/18_report.ipynb #93083f7d
 def _percent(x: Any) -> str: return f"{x:.3g}%" if _finite(x) and (x := 100 * x) else "95%"
@@ -548,7 +565,7 @@ def _pages(checks: list) -> list:    # of dicts, in the order of MEASURES
                           "counted": f"{_counted(verdicts)[:1].upper()}{_counted(verdicts)[1:]}."})
     return pages
 
-# %% ../nbs/18_report.ipynb #e4b0e652
+# %% ../nbs/18_report.ipynb #f09fbd57
 def _table(title: str, caption: str, head: Sequence, rows: Sequence, hashed: bool = False) -> list:
     "A table of the appendix in a list, or no table where it has no rows."
     rows = [[_shown(value) for value in row] for row in rows]
@@ -577,7 +594,7 @@ def _tables(record: dict) -> list:
     splits = [(split, rows) for split, rows in _items(data.get("splits"))]
     asked = [("Seed", record.get("seed")), ("Confidence", record.get("confidence")),
              ("Thorough", bool(record.get("thorough")))] + _items(record.get("settings"))
-    return [*_table("Model", "What was audited", ("", "Value"), about),
+    return [*_table("Model", "What was audited", ("About", "Value"), about),
             *_table("Scores from training", "As metrics.json of the model gives them; an interval where it has one",
                     ("Split", "Score", "Value"), scores),
             *_table("Data", "Rows of each split", ("Split", "Rows"), splits),
