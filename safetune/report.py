@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'MEASURES', 'WORDS', 'ORDER', 'HEADLINES', 'MOST_PARTS', 'MOST_ROWS', 'LONGEST', 'read_record', 'visible',
            'redacted', 'figure_svg', 'clean_svg', 'dark_colour', 'render', 'save_report', 'render_comparison']
 
-# %% ../nbs/18_report.ipynb #79c9a139
+# %% ../nbs/18_report.ipynb #94df4198
 import base64
 import copy
 import hashlib
@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections import Counter
 from datetime import datetime, timezone
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
@@ -132,7 +133,7 @@ class _Masker:
                     for key, part in value.items()}
         return value
 
-# %% ../nbs/18_report.ipynb #d5d397f9
+# %% ../nbs/18_report.ipynb #49e3c221
 def _named_secrets(value: Any) -> dict:    # text -> placeholder
     "What findings of kind personal/... name as personal, wherever they stand."
     found = {}
@@ -154,7 +155,10 @@ def redacted(record: dict,     # of an audit
     new = masker.value(copy.deepcopy(dict(record)))
     for check in new.get("checks", []):
         if isinstance(check, dict) and isinstance(check.get("svg"), str) and check["svg"]:
-            check["svg"] = clean_svg(check["svg"], masker.text)
+            try:
+                check["svg"] = clean_svg(check["svg"], masker.text)
+            except InputError as error:
+                check |= {"svg": "", "no_figure": str(error)}
     return new
 
 # %% ../nbs/18_report.ipynb #5300b183
@@ -565,7 +569,7 @@ def _pages(checks: list) -> list:    # of dicts, in the order of MEASURES
                           "counted": f"{_counted(verdicts)[:1].upper()}{_counted(verdicts)[1:]}."})
     return pages
 
-# %% ../nbs/18_report.ipynb #f09fbd57
+# %% ../nbs/18_report.ipynb #5d4d8532
 def _table(title: str, caption: str, head: Sequence, rows: Sequence, hashed: bool = False) -> list:
     "A table of the appendix in a list, or no table where it has no rows."
     rows = [[_shown(value) for value in row] for row in rows]
@@ -594,18 +598,20 @@ def _tables(record: dict) -> list:
     splits = [(split, rows) for split, rows in _items(data.get("splits"))]
     asked = [("Seed", record.get("seed")), ("Confidence", record.get("confidence")),
              ("Thorough", bool(record.get("thorough")))] + _items(record.get("settings"))
-    return [*_table("Model", "What was audited", ("About", "Value"), about),
+    return [*_table("About the model", "What was audited", ("About", "Value"), about),
             *_table("Scores from training", "As metrics.json of the model gives them; an interval where it has one",
                     ("Split", "Score", "Value"), scores),
-            *_table("Data", "Rows of each split", ("Split", "Rows"), splits),
+            *_table("About the data", "Rows of each split", ("Split", "Rows"), splits),
             *_table("Settings", "How the audit was run", ("Setting", "Value"), asked),
             *_table("Versions", "Software that made these figures", ("Package", "Version"),
                     _items(record.get("versions"))),
             *_table("Hashes", "SHA-256: the same bytes give the same number", ("What", "SHA-256"), hashes, True)]
 
-# %% ../nbs/18_report.ipynb #74fb6e20
+# %% ../nbs/18_report.ipynb #e7b27117
+@cache
 def _resource(name: str) -> str: return (files("safetune") / "resources" / "report" / name).read_text("utf-8")
 
+@cache
 def _environment():
     "Jinja2, set to escape all and show what hides."
     from jinja2 import ChainableUndefined, DictLoader, Environment
@@ -622,16 +628,21 @@ def _environment():
         "count": lambda n: f"{n:,.0f}" if _finite(n) else "0"}
     return environment
 
-def _page(template: str, colours: set, **values) -> str:
+def _here(slugs: Sequence) -> str:
+    "The rules that mark the link to the page that is open."
+    marked = [f'.frame:has(#{slug}:target, #{slug} :target) nav a[href="#{slug}"]' for slug in slugs]
+    return f"{', '.join(marked)} {{ background: var(--tint); font-weight: 600; }}\n" if marked else ""
+
+def _page(template: str, colours: set, slugs: Sequence = (), **values) -> str:
     "A page with its style sheet and the policy that allows only this one."
     from markupsafe import Markup
-    style = _resource("style.css") + _dark_style(colours)
+    style = _resource("style.css") + _dark_style(colours) + _here(slugs)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
               f"form-action 'none'")
     return _environment().get_template(template).render(style=Markup(style), policy=policy, **values)
 
-# %% ../nbs/18_report.ipynb #13416801
+# %% ../nbs/18_report.ipynb #321f298c
 def _drawing(check: dict, number: int, results: Mapping) -> tuple:    # (SVG, colours, why there is none)
     "The figure of a check: that of the record, or drawn from its result."
     title = str(check.get("title") or check["id"])
@@ -673,7 +684,9 @@ def _rendered(record: dict, checks: list, colours: set, redact: bool) -> str:
     tally = sorted(Counter(verdicts).items(), key=lambda item: ORDER.index(item[0]))
     splits, audited = record["data"].get("splits"), record["data"].get("audited")
     rows = splits.get(audited) if isinstance(splits, Mapping) and isinstance(audited, str) else None
-    return _page("report.html", colours, record=record, pages=_pages(checks), headline=headline, meaning=meaning,
+    pages = _pages(checks)
+    slugs = ["overview", *(page["slug"] for page in pages), "appendix"]
+    return _page("report.html", colours, slugs, record=record, pages=pages, headline=headline, meaning=meaning,
                  tally=tally, todo=todo[:8], todo_left=max(0, len(todo) - 8), tables=_tables(record),
                  verdicts=[(verdict, WORDS[verdict][2]) for verdict in ORDER[:6]], audited_rows=rows,
                  confidence=_percent(record.get("confidence")), title=f"{headline}: audit of {name}",
