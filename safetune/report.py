@@ -88,20 +88,23 @@ def _seen(character: str) -> str:
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
     return f"⟨U+{ord(character):04X}⟩" if hidden else character
 
-# %% ../nbs/18_report.ipynb #72d9c751
+# %% ../nbs/18_report.ipynb #72a4ee2e
 _AS_IT_IS = {"schema", "created", "sha256", "versions", "verdict", "measure", "svg"}    # no text of the data
 
 class _Masker:
     "Replaces personal data in nested values."
-    def __init__(self, secrets: dict):    # text -> what stands in its place
-        self.secrets, self.known = dict(sorted(secrets.items(), key=lambda item: -len(item[0]))), {}
+    def __init__(self, secrets: dict):    # text, case folded -> what stands in its place
+        self.secrets, self.known = secrets, {}
+        longest = sorted(secrets, key=len, reverse=True)
+        self.find = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)",
+                               re.IGNORECASE) if secrets else None
 
     def text(self, text: str) -> str:
         "A text without personal data."
         if text not in self.known:
             new = text
-            for secret, instead in self.secrets.items():
-                new = new.replace(secret, instead)
+            if self.find:
+                new = self.find.sub(lambda match: self.secrets.get(match[0].casefold(), "[PERSONAL]"), text)
             for match in reversed(find_personal(new)):
                 new = new[:match.start] + placeholder(match.kind) + new[match.end:]
             self.known[text] = new
@@ -129,19 +132,26 @@ class _Masker:
             every = bool(value) and all(isinstance(part, str) for part in value)
             return self.words(value) if every else [self.value(part) for part in value]
         if isinstance(value, Mapping):
-            return {self.text(str(key)): part if key in _AS_IT_IS else self.value(part)
-                    for key, part in value.items()}
+            new = {self.text(str(key)): part if key in _AS_IT_IS else self.value(part)
+                   for key, part in value.items()}
+            if _is_personal(value):
+                new |= {key: placeholder(value["kind"]) for key in ("text", "fix") if value.get(key)}
+            return new
         return value
 
-# %% ../nbs/18_report.ipynb #49e3c221
-def _named_secrets(value: Any) -> dict:    # text -> placeholder
-    "What findings of kind personal/... name as personal, wherever they stand."
+# %% ../nbs/18_report.ipynb #88359243
+def _is_personal(row: Mapping) -> bool:
+    "Is it a finding of personal data?"
+    return isinstance(row.get("kind"), str) and row["kind"].startswith("personal/")
+
+def _named_secrets(value: Any) -> dict:    # text, case folded -> placeholder
+    "What findings name as personal; not what is too short to be told from other words."
     found = {}
     if isinstance(value, Mapping):
-        kind, text = value.get("kind"), value.get("text")
-        if isinstance(kind, str) and kind.startswith("personal/") and isinstance(text, str) and text.strip():
+        text = value.get("text")
+        if _is_personal(value) and isinstance(text, str) and len(text.strip()) > 4:
             if not re.fullmatch(r"\[[A-Z_/0-9]+\]", text):
-                found[text] = placeholder(kind)
+                found[text.strip().casefold()] = placeholder(value["kind"])
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for part in value:
@@ -435,7 +445,7 @@ def _headline(verdict: str, verdicts: Sequence) -> tuple:    # (headline, what i
         line += f": {few} of {total} checks have too little data"
     return line, meaning
 
-# %% ../nbs/18_report.ipynb #cb53c4b5
+# %% ../nbs/18_report.ipynb #210c2bd5
 MOST_PARTS, MOST_ROWS, LONGEST = 100, 20, 600
 
 def _shown(value: Any) -> str:
@@ -456,8 +466,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 def _number(x: Any, otherwise: str = "unknown") -> str:
-    "A number with the digits that matter."
-    return _short(float(x)) if _finite(x) else otherwise
+    "A number with the digits that matter, without powers of ten where a reader can do without."
+    if not _finite(x):
+        return otherwise
+    if 1e-7 < abs(x) < 0.001:
+        return f"{x:.{1 - math.floor(math.log10(abs(x)))}f}"
+    return _short(float(x))
+
+def _p_value(p: Any) -> str:
+    "A p-value; how small a very small one is says nothing."
+    return "" if not _finite(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 def _flat(parts: Sequence, depth: int = 0) -> list:    # of dicts with a depth
     "Parts and their parts, as lines of one table."
@@ -481,8 +499,10 @@ def _lines(check: dict, result: dict) -> dict:
         part["bar"] = Markup(_bar(part, low, high, _kind(part.get("verdict"))))
     rows = [[(str(name), _shown(value)) for name, value in row.items()] if isinstance(row, Mapping)
             else [("row", _shown(row))] for row in (result.get("rows") or ())[:MOST_ROWS]]
+    rows = [{"pairs": row, "short": sum(len(name) + len(value) for name, value in row) < 120} for row in rows]
     return {"parts": lines, "parts_left": len(every) - len(lines), "rows": rows,
             "rows_left": len(result.get("rows") or ()) - len(rows),
+            "limited": any(part.get("gate") and part["gate"] != result.get("gate") for part in lines),
             "tested": any(_finite(part["p"]) for part in lines),
             "parts_caption": f"{check.get('title') or check['id']}: value of each part with its interval"}
 
@@ -619,7 +639,7 @@ def _tables(record: dict) -> list:
             *_table("Hashes", "SHA-256: the same bytes give the same number", ("What", "SHA-256"), hashes,
                     hashed=True)]
 
-# %% ../nbs/18_report.ipynb #e7b27117
+# %% ../nbs/18_report.ipynb #13cb8989
 @cache
 def _resource(name: str) -> str: return (files("safetune") / "resources" / "report" / name).read_text("utf-8")
 
@@ -635,7 +655,7 @@ def _environment():
         finalize=lambda value: value if isinstance(value, Markup) else "" if value is None
         else visible(str(value)))
     environment.filters |= {
-        "short": _number, "time": _time, "duration": _duration, "kind": _kind,
+        "short": _number, "p": _p_value, "time": _time, "duration": _duration, "kind": _kind,
         "word": lambda verdict: WORDS.get(verdict, ("", str(verdict)))[1],
         "count": lambda n: f"{n:,.0f}" if _finite(n) else "0"}
     return environment

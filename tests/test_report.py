@@ -299,8 +299,9 @@ def test_a_wrong_drawing_costs_only_the_drawing():
 
 def test_personal_data_stay_out():
     secret, card = "anna.weber@web.de", "4539578763621486"
-    rows = [{"kind": "personal/phone", "text": "ext. 7-7-7"}, {"text": f"Write to {secret} or ext. 7-7-7"},
+    rows = [{"kind": "personal/phone", "text": "ext. 7-7-7"}, {"text": f"Write to {secret} or EXT. 7-7-7"},
             {"tokens": ["call", "+49", "30", "901820", "now"]}, {secret: {"deep": [f"card {card}"]}}]
+    rows += [{"kind": "personal/id", "text": "77"}, {"text": "77 of 177"}]    # too short to be masked elsewhere
     found = result(f"part {secret}", rows=rows, sentence=f"{secret} was found")
     drawn = figure_svg(lambda: forest(result(f"of {secret}")))
     assert secret in drawn
@@ -311,6 +312,7 @@ def test_personal_data_stay_out():
             assert text not in shown, text
         assert "[EMAIL]" in shown and "[PHONE]" in shown
     assert wrong == before
+    assert [row["text"] for row in redacted(wrong)["checks"][0]["result"]["rows"][-2:]] == ["[ID]", "77 of 177"]
     assert secret in render(wrong, redact=False)
     assert redacted(redacted(wrong)) == redacted(wrong)
     live = render(record(checks=[check(0, "Data", "fail", result())]), {"data/check-0": result(
