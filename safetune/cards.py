@@ -6,7 +6,7 @@
 __all__ = ['PIPELINES', 'SIZES', 'one_line', 'markdown', 'eval_results', 'model_card', 'data_card', 'files_to_push',
            'push_to_hub']
 
-# %% ../nbs/18a_cards.ipynb #e1683776
+# %% ../nbs/18a_cards.ipynb #2c4ff644
 import glob
 import os
 import re
@@ -17,7 +17,7 @@ from typing import Any, Mapping, Sequence
 
 from .data import InputError
 from .findings import placeholder
-from .report import (MEASURES, ORDER, WORDS, _finite, _headline, _items, _number,
+from .report import (MEASURES, ORDER, WORDS, _common_gate, _finite, _headline, _items, _number,
                              _percent, _shown, _time, read_record, redacted, visible)
 
 # %% ../nbs/18a_cards.ipynb #6fc4ed84
@@ -34,7 +34,7 @@ def markdown(text: Any) -> str:    # one line
     text = re.sub(r"(?i)\bwww\.", "www&#46;", text)
     return re.sub(r"^([-+=]|\d+(?=[.)](?:\s|$)))", lambda m: f"&#{ord(m[1][0])};{m[1][1:]}", text)
 
-# %% ../nbs/18a_cards.ipynb #1fe8f442
+# %% ../nbs/18a_cards.ipynb #862ecaaa
 PIPELINES = {"ner": "token-classification", "token-classification": "token-classification",
              "text-classification": "text-classification", "regression": "text-classification",
              "multi-label": "text-classification", "multilabel": "text-classification"}
@@ -54,16 +54,19 @@ def _pipeline(record: dict) -> str: return PIPELINES.get(str(record.get("task"))
 def _slug(text: Any) -> str: return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:60] or "unnamed"
 
 def _metric_type(check: Mapping) -> str:
-    "performance/f1 -> f1; fairness/gap -> fairness_gap."
+    "performance/score of entity F1 -> f1; fairness/gap -> fairness_gap."
+    if check["id"] == "performance/score":
+        measure = (check.get("result") or {}).get("measure") or "score"
+        return _slug(str(measure).lower().removeprefix("entity "))
     return _slug(check["id"].removeprefix("performance/"))
 
-# %% ../nbs/18a_cards.ipynb #336234c8
+# %% ../nbs/18a_cards.ipynb #75cadf0f
 def eval_results(record: dict,    # of an audit
                 ) -> list:        # of `EvalResult`s, for `ModelCardData`
     "Every figure of the audit in the form of the Hub."
     from huggingface_hub import EvalResult
     data, pipeline = record["data"], _pipeline(record)
-    name = one_line(data.get("name") or "unnamed data")
+    name, audited = one_line(data.get("name") or "unnamed data"), one_line(data.get("audited") or "test")
     where = {"task_type": pipeline, "dataset_name": name, "dataset_type": _hub_name(name) or _slug(name)}
     found = []
     for check in record["checks"]:
@@ -72,7 +75,7 @@ def eval_results(record: dict,    # of an audit
             args = {key: result[key] for key in _ENDS if _finite(result.get(key))}
             args |= {"unit": one_line(result.get("unit", "")), "verdict": one_line(check.get("verdict", ""))}
             found.append(EvalResult(
-                **where, dataset_split=one_line(data.get("audited") or "test"),
+                **where, dataset_split=None if check["measure"] == "Data" else audited,
                 metric_type=_metric_type(check),
                 metric_name=one_line(f"{check.get('title', check['id'])}: {result.get('measure', '')}"),
                 metric_value=result["value"], metric_args=args))
@@ -86,31 +89,38 @@ def eval_results(record: dict,    # of an audit
                                     metric_name=metric, metric_args=args))
     return found
 
+def _score_names(record: dict) -> list:
+    "Types of the scores of the model; the checks of other measures are no scores of the Hub."
+    own = [check for check in record["checks"] if check["measure"] == "Performance"
+           and _finite((check.get("result") or {}).get("value"))]
+    return sorted({_metric_type(check) for check in own} | {name for _, name, _ in _scores(record)})
+
 def _scores(record: dict) -> list:    # of (split, name, value)
     "The scores that came with the model."
     return [(one_line(split), _slug(name), value) for split, own in _items(record["model"].get("metrics"))
             for name, value in _items(own) if isinstance(value, Mapping) or _finite(value)]
 
-# %% ../nbs/18a_cards.ipynb #0a82e569
+# %% ../nbs/18a_cards.ipynb #a695261c
 @cache
 def _template(name: str):
     "A template of the package; Markdown has no automatic escaping, every value passes the filter `md`."
     from jinja2 import ChainableUndefined, Environment
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined,
                               keep_trailing_newline=True)
-    environment.filters |= {"md": lambda value: markdown(value) if value is not None else "", "time": _time}
+    shown = lambda value: "" if value is None or value == "" else markdown(value)
+    environment.filters |= {"md": shown, "time": _time}
     return environment.from_string((files("safetune") / "resources" / "cards" / name).read_text("utf-8"))
 
 def _line(check: Mapping) -> dict:
     "A check as a line of a table."
     result = check.get("result") if isinstance(check.get("result"), Mapping) else {}
     measured, gate = _finite(result.get("value")), result.get("gate") or {}
-    gates = [part.get("gate") for part in result.get("parts") or () if isinstance(part, Mapping)]
-    gate = gate or (gates[0] if gates and gates[0] and all(g == gates[0] for g in gates) else {})
+    gate = gate or _common_gate(result) or {}
     side = "most" if gate.get("kind") == "max" else "least"
+    said = str(check.get("error") or result.get("sentence") or result.get("reason") or "not known")
     return {"title": check.get("title") or check["id"], "measure": check.get("measure"),
             "verdict": WORDS.get(check.get("verdict"), WORDS["error"])[1],
-            "words": check.get("error") or result.get("sentence") or result.get("reason") or "not known",
+            "words": said[:1].upper() + said[1:],
             "value": _number(result.get("value")) if measured else "",
             "limit": f"at {side} {_number(gate.get('limit'))}" if gate else "none", **_span(result, measured)}
 
@@ -127,28 +137,46 @@ def _metric_lines(record: dict) -> list:
     lines = [{**_line(check), "name": check.get("title") or check["id"], "split": audited}
              for check in record["checks"] if check["measure"] == "Performance"]
     lines = [line for line in lines if line["value"]]
+    known = {(one_line(audited), _metric_type(check)) for check in record["checks"]
+             if _finite((check.get("result") or {}).get("value"))}
     for split, name, value in _scores(record):
+        if (split, name) in known:
+            continue
         own = value if isinstance(value, Mapping) else {"value": value}
         span = _span(own, isinstance(value, Mapping))
         lines.append({"name": name, "split": split, "value": _number(own.get("value")), **span,
                       "interval": span["interval"] or "not given"})
     return lines
 
-# %% ../nbs/18a_cards.ipynb #2eaf0637
+# %% ../nbs/18a_cards.ipynb #3511ae78
 def _common(record: dict) -> dict:
     "What both cards say."
     data, sums = record["data"], record["data"].get("sha256")
     splits = [(split, f"{rows:,}" if _finite(rows) else rows,
                sums.get(split, "") if isinstance(sums, Mapping) else sums or "")
               for split, rows in _items(data.get("splits"))]
-    limits = [(check.get("title") or check["id"], check["limits"]) for check in record["checks"]
-              if check.get("limits")]
+    limits = _limits(record["checks"])
     return {"record": record, "splits": splits, "limits": limits,
             "confidence": _percent(record.get("confidence"))}
 
+def _limits(checks: Sequence) -> list:    # of (titles, limit)
+    "What each check does not show; checks with the same words together."
+    found = {}
+    for check in checks:
+        if check.get("limits"):
+            titles = found.setdefault(one_line(check["limits"]), [])
+            titles.append(one_line(check.get("title") or check["id"]))
+    return [("; ".join(titles), limit) for limit, titles in found.items()]
+
+def _labels(record: dict) -> str:
+    "The labels; of tags only the types."
+    labels = [str(label) for label in record["model"].get("labels") or ()]
+    types = [re.sub("^[BIES]-", "", label) for label in labels if label != "O"]
+    return ", ".join(dict.fromkeys(types if _pipeline(record) == "token-classification" else labels))
+
 def _use(record: dict) -> str:
     "What the model is for, as far as the record knows."
-    labels = ", ".join(map(str, record["model"].get("labels") or ())) or "the labels of its training data"
+    labels = _labels(record) or "the labels of its training data"
     does = "finds and names spans of text" if _pipeline(record) == "token-classification" else "labels texts"
     return (f"The model {does} ({labels}). It was tested on texts like those of "
             f"{record['data'].get('name') or 'its data'} only; for other texts, languages or purposes test "
@@ -173,19 +201,19 @@ def model_card(record,                  # of an audit: a dict, the path of audit
         library_name="transformers", pipeline_tag=_pipeline(record), tags=["safetune", "audited"],
         base_model=_hub_name(model.get("base"), slash=False) or None,
         datasets=[_hub_name(data.get("name"))] if _hub_name(data.get("name")) else None,
-        metrics=sorted({one.metric_type for one in results}) or None, model_name=name,
+        metrics=_score_names(record) or None, model_name=name,
         eval_results=results or None)
     return ModelCard(_template("model_card.md").render(
         yaml=about.to_yaml(), name=name, report=report,
         intended_use=intended_use or record.get("intended_use") or _use(record),
         **_model_parts(record), **_common(record)))
 
-# %% ../nbs/18a_cards.ipynb #816c5ee3
+# %% ../nbs/18a_cards.ipynb #01d0d0bc
 def _model_parts(record: dict) -> dict:
     "The sections of the model card."
     model, data, checks = record["model"], record["data"], record["checks"]
     about = [("task", record.get("task")), ("made from", model.get("base")),
-             ("parameters", model.get("parameters")), ("labels", model.get("labels")),
+             ("parameters", model.get("parameters")), ("labels", _labels(record)),
              ("SHA-256 of the weights", model.get("sha256"))]
     names = [*MEASURES, *dict.fromkeys(check["measure"] for check in checks)]
     own = {name: sorted((check for check in checks if check["measure"] == name), key=_rank)
@@ -205,7 +233,7 @@ def _rank(check: Mapping) -> int:
     "The worst first."
     return ORDER.index(check["verdict"]) if check.get("verdict") in ORDER else 1
 
-# %% ../nbs/18a_cards.ipynb #158b8374
+# %% ../nbs/18a_cards.ipynb #42394821
 def data_card(record,                # as for `model_card`
               license: str = None,   # of the data; None: as the record says
               language=None,         # code or codes; None: as the record says
@@ -226,11 +254,10 @@ def data_card(record,                # as for `model_card`
         tags=["safetune", "audited"])
     checks = sorted((c for c in record["checks"] if c["measure"] == "Data"), key=_rank)
     found = _common(record)
-    limits = [(check.get("title") or check["id"], check["limits"]) for check in checks if check.get("limits")]
     return DatasetCard(_template("data_card.md").render(**{
-        **found, "yaml": known.to_yaml(), "name": name, "limits": limits,
+        **found, "yaml": known.to_yaml(), "name": name, "limits": _limits(checks),
         "about_data": about or data.get("source") or f"{rows:,} rows for the task {record.get('task')}.",
-        "columns": data.get("columns") or ["not stated"], "labels": record["model"].get("labels"),
+        "columns": data.get("columns") or ["not stated"], "labels": _labels(record),
         "checks": [_line(check) for check in checks], "groups": _groups(data),
         "personal": _personal(checks)}))
 

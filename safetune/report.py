@@ -400,7 +400,7 @@ def _bar(result: dict, low: float, high: float,    # what is drawn, and the ends
             f'stroke="currentColor" stroke-width="3" stroke-linecap="round"/>'
             f'<circle cx="{place(result["value"], low)}" cy="8" r="4.5" fill="currentColor"/></g></svg>')
 
-# %% ../nbs/18_report.ipynb #33822d8b
+# %% ../nbs/18_report.ipynb #e87a4c83
 WORDS = {    # verdict -> kind (of icon and colour), word, what it means
     "fail": ("fail", "Failed", "The whole interval lies on the wrong side of the limit. The fault is real, "
              "as far as such data can tell."),
@@ -412,8 +412,9 @@ WORDS = {    # verdict -> kind (of icon and colour), word, what it means
     "not run": ("none", "Not run", "The data or the model lack what the check needs. The reason is given."),
     "worse": ("fail", "Worse", "The difference is for the worse, and its interval leaves out zero."),
     "better": ("pass", "Better", "The difference is for the better, and its interval leaves out zero."),
+    "not worse": ("pass", "Not worse", "The interval of the loss ends within what the gates tolerate."),
     "no change": ("none", "No change shown", "The interval of the difference holds zero.")}
-ORDER = list(WORDS)    # the worst first
+ORDER = sorted(WORDS, key=lambda verdict: verdict not in ("fail", "worse"))    # the worst first
 
 HEADLINES = {
     "pass": ("Ready to ship by the limits that were set",
@@ -599,13 +600,22 @@ def _pages(checks: list) -> list:    # of dicts, in the order of MEASURES
                           "counted": f"{_counted(verdicts)[:1].upper()}{_counted(verdicts)[1:]}."})
     return pages
 
-# %% ../nbs/18_report.ipynb #724a3910
+# %% ../nbs/18_report.ipynb #781f0e9c
 def _table(title: str, caption: str, head: Sequence, rows: Sequence, hashed: bool = False) -> list:
     "A table of the appendix in a list, or no table where it has no rows."
     rows = [[_shown(value) for value in row] for row in rows]
     return [{"title": title, "caption": caption, "head": head, "rows": rows, "hash": hashed}] if rows else []
 
 def _items(thing: Any) -> list: return list(thing.items()) if isinstance(thing, Mapping) else []
+
+def _flattened(thing: Any, name: str = "") -> list:    # of (name, value)
+    "Nested settings as lines; what is small stays together."
+    if not isinstance(thing, Mapping):
+        return [(name, thing)] if name else []
+    if name and all(not isinstance(value, (Mapping, list)) for value in thing.values()) and len(thing) < 4:
+        return [(name, ", ".join(f"{key} {_shown(value)}" for key, value in thing.items()))]
+    return [line for key, value in thing.items()
+            for line in _flattened(value, f"{name}, {key}" if name else str(key))]
 
 def _score(value: Any) -> str:
     "A score with its interval, if it has one."
@@ -628,7 +638,7 @@ def _tables(record: dict) -> list:
     hashes += [("data", sums)] if isinstance(sums, str) and sums else []
     splits = [(split, rows) for split, rows in _items(data.get("splits"))]
     asked = [("Seed", record.get("seed")), ("Confidence", record.get("confidence")),
-             ("Thorough", bool(record.get("thorough")))] + _items(record.get("settings"))
+             ("Thorough", bool(record.get("thorough")))] + _flattened(record.get("settings"))
     return [*_table("About the model", "What was audited", ("About", "Value"), about),
             *_table("Scores from training", "As metrics.json gives them, with intervals if it has them",
                     ("Split", "Score", "Value"), scores),
@@ -674,7 +684,7 @@ def _page(template: str, colours: set, slugs: Sequence = (), **values) -> str:
               f"form-action 'none'")
     return _environment().get_template(template).render(style=Markup(style), policy=policy, **values)
 
-# %% ../nbs/18_report.ipynb #ec4c5df9
+# %% ../nbs/18_report.ipynb #ce0675e6
 def _drawing(check: dict, number: int, results: Mapping) -> tuple:    # (SVG, colours, why there is none)
     "The figure of a check: that of the record, or drawn from its result."
     title = str(check.get("title") or check["id"])
@@ -721,7 +731,7 @@ def _rendered(record: dict, checks: list, colours: set, redact: bool) -> str:
     return _page("report.html", colours, slugs, record=record, pages=pages, headline=headline,
                  meaning=meaning, tally=tally, todo=todo[:8], general=_texts(record.get("next")),
                  todo_left=max(0, len(todo) - 8), tables=_tables(record),
-                 verdicts=[(verdict, WORDS[verdict][2]) for verdict in ORDER[:6]], audited_rows=rows,
+                 verdicts=[(verdict, WORDS[verdict][2]) for verdict in list(WORDS)[:6]], audited_rows=rows,
                  confidence=_percent(record.get("confidence")), title=f"{headline}: audit of {name}",
                  kicker="audit", subtitle=name, redact=redact,
                  version=(record.get("versions") or {}).get("safetune", ""))
@@ -735,7 +745,7 @@ def save_report(record,          # as for `render`
     write_atomic(path, render(record, results, redact))
     return Path(path)
 
-# %% ../nbs/18_report.ipynb #9a786d19
+# %% ../nbs/18_report.ipynb #e56a069f
 _SIDES = (("Before", "before"), ("After", "after"))
 
 def _compared(check: Mapping) -> dict:
@@ -743,10 +753,13 @@ def _compared(check: Mapping) -> dict:
     from markupsafe import Markup
     difference = check.get("difference") if isinstance(check.get("difference"), Mapping) else {}
     verdict = check.get("verdict") if check.get("verdict") in WORDS else "error"
+    verdict = {"fail": "worse", "pass": "not worse"}.get(verdict, verdict)    # in the words of a comparison
     ends = [x for x in (difference.get("low"), difference.get("high"), difference.get("value")) if _finite(x)]
     reach = 1.1 * max([abs(x) for x in ends] + [1e-9])
     said = check.get("sentence") or check.get("reason") or ""
-    return {**check, "title": str(check.get("title") or check.get("id")), "verdict": verdict, "said": said,
+    pairs = check.get("paired") if difference else None
+    origin = "" if pairs is None else "of pairs of rows" if pairs else "from the two intervals"
+    return {**check, "from": origin, "title": str(check.get("title") or check.get("id")), "verdict": verdict, "said": said,
             "bar": Markup(_bar(dict(difference), -reach, reach, _kind(verdict), mark=0.0))}
 
 def render_comparison(comparison,     # a dict with "checks", or a list of checks, as `compare` gives it

@@ -244,6 +244,9 @@ def test_paper_shows_all(browser, tmp_path):
 def test_axe_finds_nothing(browser, tmp_path, width, scheme):
     source = axe_path().read_text(encoding="utf-8")
     path = save_report(record(), tmp_path / "index.html")
+    (tmp_path / "two.html").write_text(render_comparison(two_audits()), encoding="utf-8")
+    with opened(browser, tmp_path / "two.html", width, scheme) as tab:
+        assert axe(tab, source) == [] and overflow(tab) == 0 and tab.alarms == []
     with opened(browser, path, width, scheme, "all") as tab:
         tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert axe(tab, source) == []
@@ -356,14 +359,19 @@ def test_a_sparse_record_still_makes_a_page():
                  "checks": [{"id": "x", "measure": "Data"}, {"id": "x", "measure": "", "result": {"parts": [3, {}]}}]}))
 
 
-def test_comparison():
-    lines = [{"id": "a", "title": "F1", "before": wilson(80, 100).to_dict(), "after": 0.7, "verdict": "worse",
-              "difference": {"value": -0.1, "low": -0.15, "high": -0.05, "n": 100}, "sentence": "It fell."},
+def two_audits():
+    return [{"id": "a", "title": "F1", "before": wilson(80, 100).to_dict(), "after": 0.7, "verdict": "worse",
+              "difference": {"value": -0.1, "low": -0.15, "high": -0.05, "n": 100}, "sentence": "It fell.", "paired": True},
              {"id": "b", "title": "Gap", "before": None, "after": None, "difference": None, "verdict": "not run",
               "reason": "no groups"}]
+
+
+def test_comparison():
+    lines = two_audits()
     page = render_comparison(lines)
+    safe(page)
     text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page[page.index("<body"):]))
     for words in ("1 of 2 checks got worse", "0.800 (0.711 to 0.867, n = 100)", "-0.100 (-0.150 to -0.050, n = 100)",
-                  "It fell.", "no groups", "not measured", "Worse"):
+                  "It fell.", "no groups", "not measured", "Worse", "of pairs of rows"):
         assert words in text, words
     assert "Nothing was shown to be worse" in render_comparison(lines[1:])
