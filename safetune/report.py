@@ -745,7 +745,7 @@ def save_report(record,          # as for `render`
     write_atomic(path, render(record, results, redact))
     return Path(path)
 
-# %% ../nbs/18_report.ipynb #e56a069f
+# %% ../nbs/18_report.ipynb #7dfd158a
 _SIDES = (("Before", "before"), ("After", "after"))
 
 def _compared(check: Mapping) -> dict:
@@ -759,7 +759,8 @@ def _compared(check: Mapping) -> dict:
     said = check.get("sentence") or check.get("reason") or ""
     pairs = check.get("paired") if difference else None
     origin = "" if pairs is None else "of pairs of rows" if pairs else "from the two intervals"
-    return {**check, "from": origin, "title": str(check.get("title") or check.get("id")), "verdict": verdict, "said": said,
+    return {**check, "from": origin, "title": str(check.get("title") or check.get("id")), "verdict": verdict,
+            "said": said,
             "bar": Markup(_bar(dict(difference), -reach, reach, _kind(verdict), mark=0.0))}
 
 def render_comparison(comparison,     # a dict with "checks", or a list of checks, as `compare` gives it

@@ -247,6 +247,7 @@ def test_axe_finds_nothing(browser, tmp_path, width, scheme):
     (tmp_path / "two.html").write_text(render_comparison(two_audits()), encoding="utf-8")
     with opened(browser, tmp_path / "two.html", width, scheme) as tab:
         assert axe(tab, source) == [] and overflow(tab) == 0 and tab.alarms == []
+        assert tab.evaluate("document.querySelector('table').offsetWidth") > 0.75 * width
     with opened(browser, path, width, scheme, "all") as tab:
         tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert axe(tab, source) == []
