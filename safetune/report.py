@@ -446,7 +446,7 @@ def _headline(verdict: str, verdicts: Sequence) -> tuple:    # (headline, what i
         line += f": {few} of {total} checks have too little data"
     return line, meaning
 
-# %% ../nbs/18_report.ipynb #210c2bd5
+# %% ../nbs/18_report.ipynb #e808481e
 MOST_PARTS, MOST_ROWS, LONGEST = 100, 20, 600
 
 def _shown(value: Any) -> str:
@@ -488,7 +488,6 @@ def _flat(parts: Sequence, depth: int = 0) -> list:    # of dicts with a depth
 
 def _lines(check: dict, result: dict) -> dict:
     "The parts and rows of a check for the template."
-    from markupsafe import Markup
     every = _flat(result.get("parts") or ())
     for part in every:
         corrected = part.get("p_adjusted")
@@ -497,17 +496,18 @@ def _lines(check: dict, result: dict) -> dict:
     lines = every[:MOST_PARTS]
     low, high = _range(lines)
     for part in lines:
-        part["bar"] = Markup(_bar(part, low, high, _kind(part.get("verdict"))))
+        part["bar"] = _markup(_bar(part, low, high, _kind(part.get("verdict"))))
     rows = [[(str(name), _shown(value)) for name, value in row.items()] if isinstance(row, Mapping)
             else [("row", _shown(row))] for row in (result.get("rows") or ())[:MOST_ROWS]]
     rows = [{"pairs": row, "short": sum(len(name) + len(value) for name, value in row) < 120} for row in rows]
     return {"parts": lines, "parts_left": len(every) - len(lines), "rows": rows,
             "rows_left": len(result.get("rows") or ()) - len(rows),
             "limited": any(part.get("gate") and part["gate"] != result.get("gate") for part in lines),
+            "one_measure": len({str(part.get("measure")) for part in lines}) == 1,
             "tested": any(_finite(part["p"]) for part in lines),
             "parts_caption": f"{check.get('title') or check['id']}: value of each part with its interval"}
 
-# %% ../nbs/18_report.ipynb #5d1c1761
+# %% ../nbs/18_report.ipynb #f9819054
 def _kind(verdict: Any) -> str:
     "Kind of icon and colour of a verdict."
     return WORDS.get(verdict, WORDS["error"])[0] if isinstance(verdict, str) else "error"
@@ -538,7 +538,6 @@ def _how(check: dict, result: dict) -> str:
 
 def _laid_out(check: dict, number: int, drawn: str) -> dict:
     "A check for the template."
-    from markupsafe import Markup
     result = check.get("result") if isinstance(check.get("result"), Mapping) else {}
     measured = _finite(result.get("value"))
     verdict = check.get("verdict") if check.get("verdict") in WORDS else "error"
@@ -550,8 +549,8 @@ def _laid_out(check: dict, number: int, drawn: str) -> dict:
     label = str(result.get("measure") or "Value")
     return {**check, **_lines(check, result), "slug": f"check-{number}-{_slug(check['id'])}", "title": title,
             "verdict": verdict, "result": result, "says": says, "why": says[0] if says else "",
-            "measured": label[:1].upper() + label[1:] if measured else "", "figure": Markup(drawn),
-            "bar": Markup(_bar(result, low, high, _kind(verdict))),
+            "measured": label[:1].upper() + label[1:] if measured else "", "figure": _markup(drawn),
+            "bar": _markup(_bar(result, low, high, _kind(verdict))),
             "confidence": _percent(result.get("confidence")), "how": _how(check, result),
             "next": _texts(check.get("next")) if verdict not in ("pass", "no gate") else []}
 
@@ -565,7 +564,12 @@ def _common_gate(result: Mapping) -> Any:    # a gate, or None
     gates = [part["gate"] for part in parts if isinstance(part.get("gate"), Mapping)]
     return gates[0] if gates and all(gate == gates[0] for gate in gates) else None
 
-# %% ../nbs/18_report.ipynb #93083f7d
+# %% ../nbs/18_report.ipynb #24b5a087
+def _markup(text: str):
+    "A text of our own that the template shall not escape."
+    from jinja2.utils import markupsafe    # jinja2's own dependency
+    return markupsafe.Markup(text)
+
 def _percent(x: Any) -> str: return f"{x:.3g}%" if _finite(x) and (x := 100 * x) else "95%"
 
 def _duration(seconds: Any) -> str:
@@ -649,7 +653,7 @@ def _tables(record: dict) -> list:
             *_table("Hashes", "SHA-256: the same bytes give the same number", ("What", "SHA-256"), hashes,
                     hashed=True)]
 
-# %% ../nbs/18_report.ipynb #13cb8989
+# %% ../nbs/18_report.ipynb #2ab28ce9
 @cache
 def _resource(name: str) -> str: return (files("safetune") / "resources" / "report" / name).read_text("utf-8")
 
@@ -657,12 +661,11 @@ def _resource(name: str) -> str: return (files("safetune") / "resources" / "repo
 def _environment():
     "Jinja2, set to escape all and show what hides."
     from jinja2 import ChainableUndefined, DictLoader, Environment
-    from markupsafe import Markup
     names = ("base.html", "parts.html", "report.html", "comparison.html")
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined,
         loader=DictLoader({name: _resource(name) for name in names}),
-        finalize=lambda value: value if isinstance(value, Markup) else "" if value is None
+        finalize=lambda value: value if hasattr(value, "__html__") else "" if value is None
         else visible(str(value)))
     environment.filters |= {
         "short": _number, "p": _p_value, "time": _time, "duration": _duration, "kind": _kind,
@@ -677,12 +680,11 @@ def _here(slugs: Sequence) -> str:
 
 def _page(template: str, colours: set, slugs: Sequence = (), **values) -> str:
     "A page with its style sheet and the policy that allows only this one."
-    from markupsafe import Markup
     style = _resource("style.css") + _dark_style(colours) + _here(slugs)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
               f"form-action 'none'")
-    return _environment().get_template(template).render(style=Markup(style), policy=policy, **values)
+    return _environment().get_template(template).render(style=_markup(style), policy=policy, **values)
 
 # %% ../nbs/18_report.ipynb #ce0675e6
 def _drawing(check: dict, number: int, results: Mapping) -> tuple:    # (SVG, colours, why there is none)
@@ -745,12 +747,11 @@ def save_report(record,          # as for `render`
     write_atomic(path, render(record, results, redact))
     return Path(path)
 
-# %% ../nbs/18_report.ipynb #7dfd158a
+# %% ../nbs/18_report.ipynb #90da64fa
 _SIDES = (("Before", "before"), ("After", "after"))
 
 def _compared(check: Mapping) -> dict:
     "A check of a comparison for the template."
-    from markupsafe import Markup
     difference = check.get("difference") if isinstance(check.get("difference"), Mapping) else {}
     verdict = check.get("verdict") if check.get("verdict") in WORDS else "error"
     verdict = {"fail": "worse", "pass": "not worse"}.get(verdict, verdict)    # in the words of a comparison
@@ -761,7 +762,7 @@ def _compared(check: Mapping) -> dict:
     origin = "" if pairs is None else "of pairs of rows" if pairs else "from the two intervals"
     return {**check, "from": origin, "title": str(check.get("title") or check.get("id")), "verdict": verdict,
             "said": said,
-            "bar": Markup(_bar(dict(difference), -reach, reach, _kind(verdict), mark=0.0))}
+            "bar": _markup(_bar(dict(difference), -reach, reach, _kind(verdict), mark=0.0))}
 
 def render_comparison(comparison,     # a dict with "checks", or a list of checks, as `compare` gives it
                       redact: bool = True,   # put the kind in brackets in place of personal data
