@@ -446,17 +446,19 @@ def _headline(verdict: str, verdicts: Sequence) -> tuple:    # (headline, what i
         line += f": {few} of {total} checks have too little data"
     return line, meaning
 
-# %% ../nbs/18_report.ipynb #e808481e
+# %% ../nbs/18_report.ipynb #6569a9b2
 MOST_PARTS, MOST_ROWS, LONGEST = 100, 20, 600
 
 def _shown(value: Any) -> str:
     "A value of an evidence row as a text."
     if value is None or value == "":
         return "none"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, list, tuple, Mapping)):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (int, float, str, list, tuple, Mapping)):
         return str(value)
     if isinstance(value, (int, float)):
-        return f"{value:,}" if isinstance(value, int) else _number(value)
+        return str(value) if isinstance(value, int) else _number(value)
     if isinstance(value, Mapping):
         text = "; ".join(f"{name}: {_shown(part)}" for name, part in value.items())
     elif isinstance(value, str):
@@ -499,7 +501,6 @@ def _lines(check: dict, result: dict) -> dict:
         part["bar"] = _markup(_bar(part, low, high, _kind(part.get("verdict"))))
     rows = [[(str(name), _shown(value)) for name, value in row.items()] if isinstance(row, Mapping)
             else [("row", _shown(row))] for row in (result.get("rows") or ())[:MOST_ROWS]]
-    rows = [{"pairs": row, "short": sum(len(name) + len(value) for name, value in row) < 120} for row in rows]
     return {"parts": lines, "parts_left": len(every) - len(lines), "rows": rows,
             "rows_left": len(result.get("rows") or ()) - len(rows),
             "limited": any(part.get("gate") and part["gate"] != result.get("gate") for part in lines),
@@ -604,10 +605,10 @@ def _pages(checks: list) -> list:    # of dicts, in the order of MEASURES
                           "counted": f"{_counted(verdicts)[:1].upper()}{_counted(verdicts)[1:]}."})
     return pages
 
-# %% ../nbs/18_report.ipynb #781f0e9c
+# %% ../nbs/18_report.ipynb #1dd14dde
 def _table(title: str, caption: str, head: Sequence, rows: Sequence, hashed: bool = False) -> list:
     "A table of the appendix in a list, or no table where it has no rows."
-    rows = [[_shown(value) for value in row] for row in rows]
+    rows = [[f"{value:,}" if type(value) is int else _shown(value) for value in row] for row in rows]
     return [{"title": title, "caption": caption, "head": head, "rows": rows, "hash": hashed}] if rows else []
 
 def _items(thing: Any) -> list: return list(thing.items()) if isinstance(thing, Mapping) else []
