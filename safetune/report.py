@@ -446,7 +446,7 @@ def _headline(verdict: str, verdicts: Sequence) -> tuple:    # (headline, what i
         line += f": {few} of {total} checks have too little data"
     return line, meaning
 
-# %% ../nbs/18_report.ipynb #6569a9b2
+# %% ../nbs/18_report.ipynb #6aa4cfa1
 MOST_PARTS, MOST_ROWS, LONGEST = 100, 20, 600
 
 def _shown(value: Any) -> str:
@@ -480,6 +480,7 @@ def _p_value(p: Any) -> str:
     "A p-value; how small a very small one is says nothing."
     return "" if not _finite(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
+# %% ../nbs/18_report.ipynb #a314e26a
 def _flat(parts: Sequence, depth: int = 0) -> list:    # of dicts with a depth
     "Parts and their parts, as lines of one table."
     lines = []
@@ -605,7 +606,7 @@ def _pages(checks: list) -> list:    # of dicts, in the order of MEASURES
                           "counted": f"{_counted(verdicts)[:1].upper()}{_counted(verdicts)[1:]}."})
     return pages
 
-# %% ../nbs/18_report.ipynb #1dd14dde
+# %% ../nbs/18_report.ipynb #7753f222
 def _table(title: str, caption: str, head: Sequence, rows: Sequence, hashed: bool = False) -> list:
     "A table of the appendix in a list, or no table where it has no rows."
     rows = [[f"{value:,}" if type(value) is int else _shown(value) for value in row] for row in rows]
@@ -652,6 +653,9 @@ def _tables(record: dict) -> list:
             *_table("Versions", "Software that made these figures", ("Package", "Version"),
                     _items(record.get("versions"))),
             *_table("Hashes", "SHA-256: the same bytes give the same number", ("What", "SHA-256"), hashes,
+                    hashed=True),
+            *_table("Signature", "As the record states it; `safetune verify` checks it", ("What", "Value"),
+                    _flattened(record.get("signature"), "signature") if record.get("signature") else [],
                     hashed=True)]
 
 # %% ../nbs/18_report.ipynb #2ab28ce9
@@ -687,7 +691,7 @@ def _page(template: str, colours: set, slugs: Sequence = (), **values) -> str:
               f"form-action 'none'")
     return _environment().get_template(template).render(style=_markup(style), policy=policy, **values)
 
-# %% ../nbs/18_report.ipynb #ce0675e6
+# %% ../nbs/18_report.ipynb #55f0c043
 def _drawing(check: dict, number: int, results: Mapping) -> tuple:    # (SVG, colours, why there is none)
     "The figure of a check: that of the record, or drawn from its result."
     title = str(check.get("title") or check["id"])
@@ -719,6 +723,7 @@ def render(record,               # of an audit: a dict, the path of audit.json, 
         checks.append(_laid_out({**check, "no_figure": why or check.get("no_figure")}, number, svg))
     return _rendered(record, checks, colours, redact)
 
+# %% ../nbs/18_report.ipynb #508a1e84
 def _rendered(record: dict, checks: list, colours: set, redact: bool) -> str:
     "The page of a record that is laid out."
     verdicts = [check["verdict"] for check in checks]
