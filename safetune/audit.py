@@ -49,7 +49,7 @@ from .robustness import NoiseRobustness, influences, metric_counts, metric_drop
 from .shortcuts import Shortcuts
 from .tasks import infer_task
 
-# %% ../nbs/20_audit.ipynb #d50b5f52
+# %% ../nbs/20_audit.ipynb #14205608
 SIZES = {    # name -> (default, thorough); None: all
     "wrong labels": (1200, None),         # training rows
     "counterfactual": (100, None),        # rows that can be swapped, for each kind of swap
@@ -63,6 +63,7 @@ SIZES = {    # name -> (default, thorough); None: all
 }
 CACHE = 1_000_000    # answers that are remembered: all of them, for any audit that ends in a day
 
+# %% ../nbs/20_audit.ipynb #9c80c8fd
 class Ground:
     "What the checks of an audit share. Raises `InputError` for data or a model that cannot be audited."
     def __init__(self, predictor: Predictor, data, split: str, gates: Gates, thorough: bool = False,
@@ -330,7 +331,7 @@ def _baseline(ground: Ground, id: str) -> Result:
     return Result("gain", f"gain in {metric}", interval, ground.unit, gate, p).introduce(
         f"The model has {ratio(mine.sum(0)):.3f}, {what} {ratio(theirs.sum(0)):.3f}.")
 
-# %% ../nbs/20_audit.ipynb #d881312f
+# %% ../nbs/20_audit.ipynb #564de179
 KNOWN_GROUPS = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country",
                 "language")
 
@@ -380,6 +381,7 @@ def _swaps(ground: Ground) -> list:
     return [check.swap.name for check in fairness_checks(rows, columns=())
             if isinstance(check, Counterfactual)]
 
+# %% ../nbs/20_audit.ipynb #d73bb344
 @planned("fairness/counterfactual", "Same text, other group",
          "Is the answer the same when only the group changes?",
          next=("Add swapped copies of the training rows (safetune.swaps.Swap)",
@@ -779,7 +781,7 @@ def audited_split(data, split: str = None) -> str:
         raise InputError("the rows have neither tags nor a label", "an audit needs the right answers", split)
     return split
 
-# %% ../nbs/20_audit.ipynb #214a161f
+# %% ../nbs/20_audit.ipynb #6e98a2e7
 def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or function of a list of rows
           data: Any,               # what `load_data` reads: splits with labels
           only: Sequence = None,   # names of checks or measures, such as ["fairness", "robustness/noise"]
@@ -827,6 +829,7 @@ def finish_entry(entry: dict, result: Result) -> dict:
         draw(entry, result)    # its colours say the verdict
     return {**entry, "verdict": result.verdict, "result": result.to_dict()}
 
+# %% ../nbs/20_audit.ipynb #bde5f16a
 def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, progress: bool) -> list:
     "Run all checks, or take them over: a list of (entry, result, counts)."
     from tqdm.auto import tqdm

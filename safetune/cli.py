@@ -464,7 +464,7 @@ def verify(arguments) -> int:
     print(found)
     return int(not found.ok)
 
-# %% ../nbs/21_cli.ipynb #15de016d
+# %% ../nbs/21_cli.ipynb #502c1a58
 DEMO = {"sentences": {"train": 16_000, "validation": 500, "test": 2000},
         "settings": {"epochs": 3, "lr": 2e-3, "batch_size": 16},
         "encoder": {"vocab_size": 1000, "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256}}
@@ -491,6 +491,7 @@ def add_demo(commands):
                         help=f"passes over it ({DEMO['settings']['epochs']})")
     parser.set_defaults(run=demo)
 
+# %% ../nbs/21_cli.ipynb #9eee9972
 def demo(arguments) -> int:
     "The main job on the sample corpus."
     import time

@@ -119,7 +119,7 @@ def _one_rule(name: str, table: Any, known: dict, file: str) -> Rule:
     return Rule(Gate(base.kind, float(limit)) if limit is not False else None, reason, file, base.kind,
                 base.range)
 
-# %% ../nbs/19a_gates.ipynb #ef747a8c
+# %% ../nbs/19a_gates.ipynb #3324256a
 def read_toml(path: Path) -> dict:
     "The content of a TOML file. Raises `InputError` with file and line."
     try:
@@ -158,6 +158,7 @@ def _policies(table: Any, file: str) -> dict:
             raise InputError(f"audit.{key} is {value!r}", f"choose {' or '.join(POLICIES[key])}", file)
     return dict(table)
 
+# %% ../nbs/19a_gates.ipynb #c2dfd8ca
 def load_gates(source: Any = None,    # TOML file, dict of the same shape, `Gates`, or None for the defaults
               ) -> Gates:
     "The gates of an audit: the defaults, changed by what `source` says. Raises `InputError`."
