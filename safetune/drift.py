@@ -392,7 +392,7 @@ def encoder_vectors(predictor) -> Callable:    # events -> vectors
 
     return embed
 
-# %% ../nbs/17a_drift.ipynb #e6214d3e
+# %% ../nbs/17a_drift.ipynb #5d5ba5f5
 @dataclass
 class Plan:
     "How a monitor spends its false alarms. Raises `InputError` for impossible numbers."
@@ -401,8 +401,8 @@ class Plan:
     tests: tuple = ("betting", "mmd")    # of "betting", "adwin", "mmd"
     tolerance: float = 0.0    # how far a mean of levels may leave the band, 0..1
     block: int = 64           # events between two looks
-    window: int = 2000        # events between two tests of vectors
-    sample: int = 100         # vectors of a window that are tested
+    window: int = 5000        # events between two tests of vectors
+    sample: int = 200         # vectors of a window that are tested
     warmup: int = 2000        # events that serve as reference for what the reference does not have
     late: int = 100_000       # answers that wait for their label
     seed: int = 0
@@ -577,7 +577,7 @@ def _reader_for(events, groups, vocabulary, unknown, topic):
         known.update([item.lower()] if isinstance(item, str) else words_of(item) or ())
     return Reader(sorted(classes), {c: sorted(n) for c, n in members.items()}, known, unknown, topic), own
 
-# %% ../nbs/17a_drift.ipynb #edf1b64b
+# %% ../nbs/17a_drift.ipynb #dcb1248c
 def _fresh(self):
     "A monitor that has seen nothing."
     k = len(self.series)
@@ -587,7 +587,7 @@ def _fresh(self):
     self.recent = np.zeros((3, k))       # levels, number, raw values; they fade
     self.calm, self.lines = np.zeros(k, dtype=np.int64), Lines(k)
     self.changed_at, self.last_p = {}, math.nan
-    self.betting = self.changes = None
+    self.betting = self.changes = self.scale = None
     self._arm()
 
 Monitor._fresh = _fresh
@@ -664,7 +664,7 @@ def _adwin(self, sums, number, event, at, mean):
 for _method in (_blocks, _block, _alarm, _end, _adwin):
     setattr(Monitor, _method.__name__, _method)
 
-# %% ../nbs/17a_drift.ipynb #8aadf638
+# %% ../nbs/17a_drift.ipynb #f6c59605
 def _vectors(self, events, start):
     "Embed the drawn events of a chunk, and test the windows that it fills."
     size, alarms, end = self.plan.window, [], start + len(events)
@@ -690,7 +690,7 @@ def _window(self, window, event, at):
     rng = np.random.default_rng([self.plan.seed, 3, window])
     some = self.vectors[rng.permutation(len(self.vectors))[:2 * self.plan.sample]]
     level, name = self.plan.window_level(), "embedding"
-    value, p = mmd_test(np.stack(sample), some, 0.01 if name in self.active else level, seed=window)
+    value, p = mmd_test(self._scaled(np.stack(sample)), self._scaled(some), 0.01 if name in self.active else level, seed=window)
     self.last_p, self.quiet = p, self.quiet + 1 if p > 0.1 else 0
     if name in self.active:
         return [self._end(name, event, at)] if self.quiet >= 2 else []
@@ -700,6 +700,14 @@ def _window(self, window, event, at):
     return [Alarm("embedding", name, event, f"the texts differ from the reference (MMD² {value:.3g}, p = {p:.1e}, "
                   f"{len(sample)} of the last {self.plan.window:,} events)", at, value, evidence=-math.log10(p),
                   since=event - self.plan.window + 1)]
+
+def _scaled(self, vectors):
+    "Each number in standard deviations of the reference, so that rare words count as much as common ones."
+    if self.scale is None:
+        spread = self.vectors.std(axis=0)
+        floor = np.quantile(spread, 0.1) or spread.max() or 1.0
+        self.scale = self.vectors.mean(axis=0), np.maximum(spread, floor)
+    return (vectors - self.scale[0]) / self.scale[1]
 
 def _warm(self):
     "Fit what the reference has no values for on the first events of the stream."
@@ -717,7 +725,7 @@ def _warm(self):
         self._arm()
     self.version += 1
 
-for _method in (_vectors, _window, _warm):
+for _method in (_vectors, _window, _scaled, _warm):
     setattr(Monitor, _method.__name__, _method)
 
 # %% ../nbs/17a_drift.ipynb #78187ba0
