@@ -97,7 +97,7 @@ def fit_season(season: Season, buckets: np.ndarray, counts: np.ndarray, rounds: 
         keep = counts <= np.maximum(2 * expected, expected + 5 * np.sqrt(expected + 1))
     return level, keep
 
-# %% ../nbs/17b_surges.ipynb #7bcd31bd
+# %% ../nbs/17b_surges.ipynb #1bedca84
 class Surges:
     "Watches counts by topic and class for surges. Raises `InputError` for what cannot be read."
     def __init__(self, plan: SurgePlan = None):
@@ -121,7 +121,8 @@ class Surges:
         self.now = np.pad(getattr(self, "now", np.zeros(0, dtype=np.int64)), (0, more))
         past = getattr(self, "past", np.zeros((max(self.plan.spans) - 1, 0)))
         self.past = np.pad(past, ((0, 0), (0, more)))                  # counts of the last buckets, latest first
-        self.limit = np.full(size, np.inf)                             # counts at which a surge opens
+        self.limit = np.full(size, np.inf)                             # counts at which a surge opens, and why
+        self.reason = np.zeros((3, size))
 
     def _key(self, topic, name):
         key = (topic, name)
@@ -172,7 +173,7 @@ class Surges:
     def __repr__(self) -> str:
         return f"Surges({len(self.names)} keys, {self.seen:,} events, {len(self.open)} open)"
 
-# %% ../nbs/17b_surges.ipynb #3863a6b0
+# %% ../nbs/17b_surges.ipynb #9487933e
 def _segment(self, bucket, keys, times):
     "Events of one bucket, in order."
     if not math.isfinite(bucket):
@@ -217,6 +218,7 @@ def _set_limits(self):
     mean, shape = (part[:k] for part in self._expected())
     level = mean / max(self.season(self.bucket), 1e-9)
     limits, total, square = np.full(k, np.inf), np.zeros(k), np.zeros(k)
+    self.reason = np.zeros((3, k))    # buckets together, their count so far, their expected count
     alpha, before = plan.level(k), np.zeros(k)
     for back in range(max(plan.spans)):
         mu = level * self.season(self.bucket - back) if back else mean
@@ -226,37 +228,41 @@ def _set_limits(self):
             r = np.maximum(total, 1e-9) ** 2 / np.maximum(square, 1e-12)
             high = stats.nbinom.isf(alpha, r, r / (r + np.maximum(total, 1e-9))) + 1
             need = np.maximum(np.maximum(high, np.ceil(plan.ratio * total)), plan.least)
-            limits = np.minimum(limits, np.maximum(need - before, 1))
+            lower = np.maximum(need - before, 1) < limits
+            limits = np.where(lower, np.maximum(need - before, 1), limits)
+            self.reason = np.where(lower, [np.full(k, back + 1), before, total], self.reason)
     self.limit = np.full(len(self.now), np.inf)
     self.limit[:k] = limits
 
 for _method in (_segment, _expected, _set_limits):
     setattr(Surges, _method.__name__, _method)
 
-# %% ../nbs/17b_surges.ipynb #23549b1d
+# %% ../nbs/17b_surges.ipynb #a5fd2f13
 def _start(self, column, when, event):
     topic, name = self.names[column]
-    mean = float(self._expected()[0][column])
+    span, before, mean = self.reason[:, column]
     self.open[column] = {"bucket": self.bucket, "event": event, "events": 0, "excess": 0.0, "peak": 0, "calm": 0}
-    count = int(self.limit[column])
+    count, since = int(self.limit[column] + before), (self.bucket - int(span) + 1) * self.plan.width
     return Alarm("surge", f"surge/{name}", event, f"many more {name}" + (f" about {topic}" if topic else "") +
-                 f" than usual: {count:,} since {show_time(self.bucket * self.plan.width)}, {mean:.1f} expected in "
-                 f"{self.plan.width // 60:g} minutes", when, count, 0.0, mean, topic=topic)
+                 f" than usual: {count:,} since {show_time(since)}, {mean:.1f} expected in "
+                 f"{span * self.plan.width / 60:g} minutes", when, count, 0.0, float(mean), topic=topic)
 
 def _close(self):
     "Close the open bucket."
-    k, plan, alarms = len(self.names), self.plan, []
+    k, plan, alarms, kept = len(self.names), self.plan, [], self.now.copy()
     if self.learning:
         self.history.append(self.now[:k].copy())
         if len(self.history) >= plan.learn:
             self._learned()
     else:
         mean, shape = (part[:k] for part in self._expected())
+        surging = list(self.open)    # what a surge counted must not open the next one
+        kept[surging] = np.minimum(kept[surging], mean[surging])
         alarms = self._settle(mean)
         usual = np.array([column not in self.open for column in range(k)], dtype=bool)
         self._absorb(mean, usual)
     if len(self.past):
-        self.past = np.vstack([self.now, self.past[:-1]])
+        self.past = np.vstack([kept, self.past[:-1]])
     self.now = np.zeros_like(self.now)
     self.bucket += 1
     if not self.learning:
@@ -315,14 +321,14 @@ def _learned(self):
 for _method in (_start, _close, _settle, _over, _absorb, _learned):
     setattr(Surges, _method.__name__, _method)
 
-# %% ../nbs/17b_surges.ipynb #354792b5
+# %% ../nbs/17b_surges.ipynb #5c9f17db
 def _surge_state(self) -> bytes:
     "All that is needed to go on, as a NumPy archive without pickles."
     plain = {"names": self.names, "bucket": self.bucket, "first": self.first, "seen": self.seen, "late": self.late,
              "aside": self.aside, "jumped": self.jumped, "learning": self.learning,
              "open": [[column, state] for column, state in self.open.items()], "history": len(self.history)}
     arrays = {"shape": self.shape, "scale": self.scale, "now": self.now, "past": self.past, "limit": self.limit,
-              "spread": self.spread, "hour": self.season.seen["hour"], "day": self.season.seen["day"]}
+              "reason": self.reason, "spread": self.spread, "hour": self.season.seen["hour"], "day": self.season.seen["day"]}
     arrays |= {f"history {i}": row for i, row in enumerate(self.history)}
     return pack(plain, arrays)
 
@@ -335,7 +341,7 @@ def restore_surges(plan: SurgePlan, state: bytes) -> Surges:    # InputError if 
         self.names = [tuple(name) for name in plain["names"]]
         self.number = {name: column for column, name in enumerate(self.names)}
         self.open = {column: dict(kept) for column, kept in plain["open"]}
-        for name in ("shape", "scale", "now", "past", "limit", "spread"):
+        for name in ("shape", "scale", "now", "past", "limit", "reason", "spread"):
             setattr(self, name, arrays[name])
         self.season.seen = {"hour": arrays["hour"], "day": arrays["day"]}
         self.history = [arrays[f"history {i}"] for i in range(plain["history"])]
