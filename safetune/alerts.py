@@ -8,7 +8,7 @@ __all__ = ['logger', 'SEVERITIES', 'TABLES', 'LASTING', 'TRIES', 'FIRST_WAIT', '
            'WebhookSink', 'EmailSink', 'make_sink', 'Store', 'Courier', 'Receiver', 'metrics_of', 'serve_metrics',
            'dashboard']
 
-# %% ../nbs/17c_alerts.ipynb #e0fd1e43
+# %% ../nbs/17c_alerts.ipynb #f173d236
 import fnmatch
 import hashlib
 import hmac
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
@@ -572,7 +573,7 @@ class Receiver:
         self.server.shutdown()
         self.server.server_close()
 
-# %% ../nbs/17c_alerts.ipynb #81cf0e99
+# %% ../nbs/17c_alerts.ipynb #470e6ddd
 def metrics_of(view: Callable) -> list:    # of prometheus_client metric families
     "Metrics from `view()`, a dict as `Watch.view` gives it."
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -616,4 +617,4 @@ def serve_metrics(view: Callable, port: int = 9464):    # the server, with `shut
 
 def dashboard() -> Path:
     "The Grafana dashboard of the package: import this file in Grafana."
-    return Path(__file__).parent / "resources" / "monitoring" / "grafana.json"
+    return Path(str(files("safetune") / "resources" / "monitoring" / "grafana.json"))

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['STATES', 'NEW', 'LEAST', 'FADE', 'CALM', 'CELLS', 'joined', 'events_of', 'words_of', 'seconds_of', 'show_time',
            'safe', 'outputs_of', 'spans_of', 'score_of', 'answer_of', 'correctness', 'Answers', 'Reader', 'Series',
-           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'Monitor', 'pack', 'unpack',
-           'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
+           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'Monitor', 'gold_names', 'pack',
+           'unpack', 'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
 
-# %% ../nbs/17a_drift.ipynb #7589ba8a
+# %% ../nbs/17a_drift.ipynb #159f4d05
 import base64
 import io
 import json
 import math
 import re
+import zipfile
 import zlib
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -208,7 +209,7 @@ class Answers:
             if len(self.kept) > self.most:
                 self.fresh[self.kept.popitem(last=False)[0]] = None
 
-# %% ../nbs/17a_drift.ipynb #ccc2eaa5
+# %% ../nbs/17a_drift.ipynb #3402a02b
 class Reader:
     "Turns events into arrays. Raises `InputError` for an event of the wrong kind."
     def __init__(self, classes: Sequence = (),      # labels or entity types of the reference
@@ -226,8 +227,20 @@ class Reader:
 
     def read(self, events: Sequence[dict], answers: Answers = None) -> dict:
         "Arrays from a chunk. `answers` holds earlier ones, for labels that come late."
-        answers = answers or Answers(0)
-        rows = [self._take(event, answers) for event in events]
+        return self.read_good(events, answers)[0]
+
+    def read_good(self, events: Sequence[dict], answers: Answers = None,
+                  on_bad: Callable = None) -> tuple[dict, list]:    # on_bad(place, error); None: raise
+        "Arrays, and the events that could be read."
+        answers, rows, good = answers or Answers(0), [], []
+        for place, event in enumerate(events):
+            try:
+                rows.append(self._take(event, answers))
+                good.append(event)
+            except InputError as error:
+                if on_bad is None:
+                    raise InputError(error.problem, error.remedy, "event", place + 1) from None
+                on_bad(place, error)
         length, new, unknown, score, right, moment, state, outputs, members = zip(*rows) if rows else [()] * 9
         arrays = {"length": length, "new words": new, "unknown tokens": unknown, "confidence": score,
                   "performance": right, "time": moment}
@@ -236,9 +249,12 @@ class Reader:
         arrays["status"] = _many_hot(state, len(STATES))
         for place, (column, names) in enumerate(self.groups.items()):
             arrays[f"group {column}"] = _many_hot([m[place] for m in members], len(names) + 1)
-        return arrays
+        return arrays, good
 
     def _take(self, event, answers):
+        if not isinstance(event, dict):
+            raise InputError(f"the event is {type(event).__name__}", "give an object")
+        moment = seconds_of(event.get("time"))
         words, new, unknown = words_of(event), math.nan, math.nan
         length = math.nan if words is None else float(len(words))
         if words:
@@ -252,7 +268,7 @@ class Reader:
         state = event.get("status")
         members = [None if event.get(column) is None else [self._member(column, event[column])]
                    for column in self.groups]
-        return (length, new, unknown, score_of(event), answers.judge(event), seconds_of(event.get("time")),
+        return (length, new, unknown, score_of(event), answers.judge(event), moment,
                 [STATES.index(state)] if isinstance(state, str) and state in STATES else None, found, members)
 
     def _member(self, column, name):
@@ -477,7 +493,7 @@ class Lines:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sums[:self.used] / self.n[:self.used]
 
-# %% ../nbs/17a_drift.ipynb #4690245e
+# %% ../nbs/17a_drift.ipynb #88259f3c
 class Monitor:
     "Watches a stream of events for drift. Raises `InputError` for a reference with nothing to compare."
     def __init__(self, reference: Iterable,             # of events, as the model saw them in validation
@@ -493,7 +509,9 @@ class Monitor:
         self.reader, own = _reader_for(events, groups, vocabulary, unknown, topic)
         arrays = self.reader.read(events)
         arrays["new words"][own] = np.nan    # these events made the vocabulary
-        self.outputs = "entity" if any("entities" in e or "tags" in e for e in events[:1000]) else "label"
+        tagged = any("entities" in e or "tags" in e or isinstance(e.get("gold"), list) and "tokens" in e
+                     for e in events[:1000])
+        self.outputs = "entity" if tagged else "label"
         self.series = fitted(candidates(self.reader, self.outputs), arrays)
         if not self.series:
             raise InputError(f"the reference has {len(events):,} events and nothing to compare",
@@ -524,15 +542,17 @@ class Monitor:
         "True while the first events are collected as a reference for what the reference lacks."
         return self.waiting is not None
 
-    def update(self, events: Sequence[dict]) -> list:    # of Alarm
-        "Take a chunk of events. Raises `InputError` for an event of the wrong kind."
-        events, alarms = list(events), []
-        while events:
-            size = len(events)
+    def update(self, events: Sequence[dict], on_bad: Callable = None) -> list:    # of Alarm
+        "Take a chunk. A bad event raises `InputError`, or is passed to `on_bad(place, error)` and left out."
+        events, alarms, done = list(events), [], 0
+        while done < len(events):
+            size = len(events) - done
             if self.warming:    # a chunk ends where the warm-up ends
                 size = min(size, self.plan.warmup - self.seen)
-            alarms += self.advance(self.reader.read(events[:size], self.answers), events[:size])
-            events = events[size:]
+            tell = on_bad and (lambda place, error, start=done: on_bad(start + place, error))
+            arrays, good = self.reader.read_good(events[done:done + size], self.answers, tell)
+            alarms += self.advance(arrays, good)
+            done += size
         return alarms
 
     def advance(self, arrays: dict,                    # what `reader.read` made of events
@@ -551,14 +571,23 @@ class Monitor:
     def __repr__(self) -> str:
         return f"Monitor({len(self.series)} series, {self.seen:,} events, {len(self.active)} open alarms)"
 
-# %% ../nbs/17a_drift.ipynb #15a9213e
+# %% ../nbs/17a_drift.ipynb #54da7de4
+def gold_names(event: dict) -> list:
+    "Names of classes from the true label or tags of an event."
+    gold = event.get("gold")
+    if gold is None or isinstance(gold, (float, dict)):
+        return []
+    if isinstance(gold, list):
+        return [type_ for type_, _, _ in spans_of(gold)] if "tokens" in event else [str(name) for name in gold]
+    return [str(gold)]
+
 def _reader_for(events, groups, vocabulary, unknown, topic):
     "A reader for what occurs in the reference, and which events gave it its vocabulary."
     classes, members, own = {}, {column: {} for column in groups}, []
     for number, event in enumerate(events, 1):
         if not isinstance(event, dict):
             raise InputError(f"the event is {type(event).__name__}", "give dicts", "reference", number)
-        for name in outputs_of(event) or ():
+        for name in outputs_of(event) or gold_names(event):
             classes[name] = None
         for column in groups:
             if event.get(column) is not None:
@@ -728,7 +757,7 @@ def _warm(self):
 for _method in (_vectors, _window, _scaled, _warm):
     setattr(Monitor, _method.__name__, _method)
 
-# %% ../nbs/17a_drift.ipynb #78187ba0
+# %% ../nbs/17a_drift.ipynb #edb59e34
 def pack(plain: dict, arrays: dict) -> bytes:
     "A dict that JSON takes, and arrays, in one NumPy archive."
     text = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
@@ -742,7 +771,7 @@ def unpack(data: bytes) -> tuple[dict, dict]:    # InputError if it is not whole
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return json.loads(arrays.pop("json").tobytes()), arrays
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"the state cannot be read ({type(error).__name__})", "start anew in an empty folder") from None
 
 def setup(self) -> bytes:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SurgePlan', 'Season', 'fit_season', 'Surges', 'restore_surges']
 
-# %% ../nbs/17b_surges.ipynb #6807aff8
+# %% ../nbs/17b_surges.ipynb #901f92cc
 import math
 from dataclasses import dataclass
 from typing import Iterable, Sequence
@@ -15,15 +15,15 @@ import pandas as pd
 from scipy import stats
 
 from .data import InputError
-from .drift import pack, safe, seconds_of, show_time, unpack
+from .drift import outputs_of, pack, safe, seconds_of, show_time, unpack
 from .monitoring import Alarm
 
-# %% ../nbs/17b_surges.ipynb #72a4e204
+# %% ../nbs/17b_surges.ipynb #80c2f9e1
 @dataclass
 class SurgePlan:
     "How surges are told. Raises `InputError` for impossible numbers."
     width: int = 3600       # seconds of a bucket
-    rate: float = 0.05      # false alarms a week, all keys together, as far as the model holds
+    rate: float = 0.1       # false alarms a week, all keys together, as far as the model holds
     ratio: float = 2.0      # how many times the expected count a surge has at least
     calm: float = 1.25      # below this many times the expected count it calms down ...
     quiet: int = 2          # ... and after so many such buckets in a row it is over
@@ -97,13 +97,13 @@ def fit_season(season: Season, buckets: np.ndarray, counts: np.ndarray, rounds: 
         keep = counts <= np.maximum(2 * expected, expected + 5 * np.sqrt(expected + 1))
     return level, keep
 
-# %% ../nbs/17b_surges.ipynb #1bedca84
+# %% ../nbs/17b_surges.ipynb #a212d99c
 class Surges:
     "Watches counts by topic and class for surges. Raises `InputError` for what cannot be read."
     def __init__(self, plan: SurgePlan = None):
         self.plan = plan or SurgePlan()
         self.season = Season(self.plan.width)
-        self.names, self.number = [], {}        # keys: (topic, class) -> column
+        self.names, self.number, self.raw = [], {}, {}    # keys: (topic, class) -> column; as in the data
         self.bucket = self.first = None         # the open bucket, and the first of all
         self.seen = self.late = self.aside = self.jumped = 0    # events; those too late; put aside; in a row
         self.open = {}                          # column -> what is known of its surge
@@ -124,14 +124,20 @@ class Surges:
         self.limit = np.full(size, np.inf)                             # counts at which a surge opens, and why
         self.reason = np.zeros((3, size))
 
+    def _column(self, topic, name):
+        "Column of a key as it stands in the data."
+        column = self.raw.get((topic, name))
+        if column is None:
+            column = self._key(safe("" if topic is None else topic, 60), safe(name, 60))
+            if len(self.raw) < 20_000:
+                self.raw[topic, name] = column
+        return column
+
     def _key(self, topic, name):
         key = (topic, name)
-        column = self.number.get(key)
-        if column is None:
-            if len(self.names) >= self.plan.keys:
-                key = ("(other)", "(other)")
-                if key in self.number:
-                    return self.number[key]
+        if key not in self.number and len(self.names) >= self.plan.keys:
+            key = ("(other)", "(other)")
+        if key not in self.number:
             column = self.number[key] = len(self.names)
             self.names.append(key)
             if column >= len(self.now):
@@ -139,28 +145,27 @@ class Surges:
             if self.bucket is not None and not self.learning:
                 self.scale[column] = self.scale[:column].max(initial=1.0)    # it was at zero all the time
                 self._set_limits()
-        return column
+        return self.number[key]
 
     def update(self, times: Sequence,     # seconds, shape (n,); nan: no time
                topics: Sequence,          # of strings; None: no topic
-               classes: Sequence,         # of strings; None: no class
+               classes: Sequence,         # of strings
               ) -> list:                  # of Alarm
-        "Take events in the order in which they came."
-        alarms, buckets = [], np.floor(np.asarray(times, dtype=float) / self.plan.width)
-        columns = [None if name is None or when != when else (safe(topic or "", 60), safe(name, 60))
-                   for when, topic, name in zip(buckets, topics, classes)]
-        start, n = 0, len(buckets)
-        while start < n:
-            stop = start + 1
-            while stop < n and buckets[stop] == buckets[start]:
-                stop += 1
-            alarms += self._segment(buckets[start], columns[start:stop], np.asarray(times[start:stop], dtype=float))
-            start = stop
+        "Take events in the order in which they came; those without a time are left out."
+        times, alarms = np.asarray(times, dtype=float), []
+        known = np.isfinite(times)
+        if not known.all():
+            topics, classes = ([x for x, keep in zip(part, known) if keep] for part in (topics, classes))
+            times = times[known]
+        buckets = np.floor(times / self.plan.width).astype(np.int64)
+        edges = np.flatnonzero(np.diff(buckets)) + 1
+        for start, stop in zip([0, *edges], [*edges, len(buckets)]):
+            if stop > start:
+                alarms += self._segment(int(buckets[start]), topics[start:stop], classes[start:stop], times[start:stop])
         return alarms
 
     def update_events(self, events: Iterable[dict], topic: str = "topic", output=None) -> list:
         "Take events; `output` names their classes (default: `outputs_of`)."
-        from safetune.drift import outputs_of
         times, topics, names = [], [], []
         for event in events:
             when = seconds_of(event.get("time"))
@@ -173,27 +178,25 @@ class Surges:
     def __repr__(self) -> str:
         return f"Surges({len(self.names)} keys, {self.seen:,} events, {len(self.open)} open)"
 
-# %% ../nbs/17b_surges.ipynb #9487933e
-def _segment(self, bucket, keys, times):
+# %% ../nbs/17b_surges.ipynb #911d76de
+def _segment(self, bucket, topics, classes, times):
     "Events of one bucket, in order."
-    if not math.isfinite(bucket):
-        return []
-    bucket, alarms, skip = int(bucket), [], 0
+    alarms, skip = [], 0
     if self.bucket is None:
         self.bucket = self.first = bucket
     if bucket < self.bucket:
-        self.late += len(keys)
+        self.late += len(times)
         return []
     if bucket > self.bucket + self.plan.ahead:
-        skip = max(0, min(len(keys), 9 - self.jumped))
-        self.jumped, self.aside = self.jumped + len(keys), self.aside + skip
+        skip = max(0, min(len(times), 9 - self.jumped))
+        self.jumped, self.aside = self.jumped + len(times), self.aside + skip
         if self.jumped < 10:
             return []
     self.jumped = 0
     while self.bucket < bucket:
         alarms += self._close()
-    found = [self._key(*key) for key in keys[skip:] if key is not None]
-    times = [when for key, when in zip(keys[skip:], times[skip:]) if key is not None]
+    found = [self._column(topic, name) for topic, name in zip(topics[skip:], classes[skip:])]
+    times = times[skip:]
     order = np.asarray(found, dtype=np.int64)
     before, self.seen = self.now.copy(), self.seen + len(found)
     self.now += np.bincount(order, minlength=len(self.now))
@@ -202,7 +205,7 @@ def _segment(self, bucket, keys, times):
             nth = max(0, math.ceil(self.limit[column]) - int(before[column]) - 1)
             place = np.flatnonzero(order == column)
             if nth < len(place):
-                alarms.append(self._start(int(column), times[place[nth]], self.seen - len(found) + int(place[nth]) + 1))
+                alarms.append(self._start(int(column), float(times[place[nth]]), self.seen - len(found) + int(place[nth]) + 1))
     return sorted(alarms, key=lambda alarm: alarm.event)
 
 def _expected(self):
