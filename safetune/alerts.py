@@ -38,7 +38,7 @@ from .monitoring import Alarm
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/17c_alerts.ipynb #3517d363
+# %% ../nbs/17c_alerts.ipynb #adbff712
 SEVERITIES = ("low", "medium", "high")
 
 @dataclass
@@ -86,10 +86,9 @@ def _number(value, name, low, high):
 @dataclass
 class Rules:
     "A file of rules. Raises `InputError` for what it does not know."
-    rules: list = field(default_factory=lambda: [AlertRule(sinks=["file", "log"])])
+    rules: list = field(default_factory=lambda: [AlertRule(sinks=["file"])])
     silences: list = field(default_factory=list)    # dicts with kind, series, topic, until (seconds) and reason
-    sinks: dict = field(default_factory=lambda: {"file": {"type": "file", "path": "alerts.jsonl"},
-                                                 "log": {"type": "log"}})
+    sinks: dict = field(default_factory=lambda: {"file": {"type": "file", "path": "alerts.jsonl"}})
 
     def rule_for(self, alarm: Alarm) -> AlertRule:    # None: nobody wants to know
         "The first rule that fits."

@@ -58,8 +58,8 @@ def events_of(predictor,           # with `predict`
     if batch:
         yield from map(joined, batch, predictor.predict(batch))
 
-# %% ../nbs/17a_drift.ipynb #3ad093b1
-_ASCII = re.compile(r"[a-z0-9_]+")
+# %% ../nbs/17a_drift.ipynb #e58bdbd1
+_ASCII = str.maketrans({chr(i): " " for i in range(128) if not (chr(i).isalnum() or chr(i) == "_")})
 _OTHER = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u4dbf"
                     r"\u4e00-\u9fff\u0e00-\u0e7f]+")
 
@@ -75,7 +75,8 @@ def words_of(event: dict) -> list:    # of lower-case strings; None where nothin
         text = " ".join(tokens)
     elif not isinstance(text, str):
         raise InputError(f"text is {type(text).__name__}, no string", "write a string")
-    return (_ASCII if text.isascii() else _OTHER).findall(text.lower())
+    text = text.lower()
+    return text.translate(_ASCII).split() if text.isascii() else _OTHER.findall(text)
 
 def seconds_of(moment: Any) -> float:    # since 1970; nan for None
     "A time as a number. ISO 8601 without a zone is read as UTC. Raises `InputError` for anything else."
@@ -493,7 +494,7 @@ class Lines:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sums[:self.used] / self.n[:self.used]
 
-# %% ../nbs/17a_drift.ipynb #88259f3c
+# %% ../nbs/17a_drift.ipynb #9611d8a2
 class Monitor:
     "Watches a stream of events for drift. Raises `InputError` for a reference with nothing to compare."
     def __init__(self, reference: Iterable,             # of events, as the model saw them in validation
@@ -544,13 +545,14 @@ class Monitor:
 
     def update(self, events: Sequence[dict], on_bad: Callable = None) -> list:    # of Alarm
         "Take a chunk. A bad event raises `InputError`, or is passed to `on_bad(place, error)` and left out."
-        events, alarms, done = list(events), [], 0
+        events, alarms, done, self.read = list(events), [], 0, []
         while done < len(events):
             size = len(events) - done
             if self.warming:    # a chunk ends where the warm-up ends
                 size = min(size, self.plan.warmup - self.seen)
             tell = on_bad and (lambda place, error, start=done: on_bad(start + place, error))
             arrays, good = self.reader.read_good(events[done:done + size], self.answers, tell)
+            self.read.append((arrays, good))    # for whoever wants to count on
             alarms += self.advance(arrays, good)
             done += size
         return alarms
@@ -606,13 +608,14 @@ def _reader_for(events, groups, vocabulary, unknown, topic):
         known.update([item.lower()] if isinstance(item, str) else words_of(item) or ())
     return Reader(sorted(classes), {c: sorted(n) for c, n in members.items()}, known, unknown, topic), own
 
-# %% ../nbs/17a_drift.ipynb #dcb1248c
+# %% ../nbs/17a_drift.ipynb #1ca7d708
 def _fresh(self):
     "A monitor that has seen nothing."
     k = len(self.series)
     self.seen, self.answers = 0, Answers(self.plan.late)
     self.waiting, self.rest, self.sample = [], [], []    # of the warm-up, of a block, of a window
     self.active, self.quiet = {}, 0      # open alarms by series; windows in a row with the usual vectors
+    self.read = []                       # (arrays, events) of the last chunk
     self.recent = np.zeros((3, k))       # levels, number, raw values; they fade
     self.calm, self.lines = np.zeros(k, dtype=np.int64), Lines(k)
     self.changed_at, self.last_p = {}, math.nan

@@ -189,13 +189,14 @@ class Changes:
         self.means, self._new = np.asarray(means, dtype=np.float32), []
         self._play(self.means)
 
-# %% ../nbs/17_monitoring.ipynb #b71ebb3f
+# %% ../nbs/17_monitoring.ipynb #d7f779fb
 def gaussian_kernel(vectors: np.ndarray,    # shape (N, d)
                    ) -> np.ndarray:         # shape (N, N)
     "Gaussian kernel whose width is the median distance."
+    vectors = np.asarray(vectors, dtype=np.float32)
     squares = (vectors ** 2).sum(axis=1)
     distance = np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0.0)
-    middle = np.median(distance[np.triu_indices(len(vectors), 1)])
+    middle = np.median(distance)
     return np.exp(-distance / (middle if middle > 0 else 1.0))
 
 def _permuted(kernel, weights, size, rng):
@@ -217,16 +218,14 @@ def mmd_test(x: np.ndarray,             # vectors, shape (n, d)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InputError("a vector is not finite", "mend the embedding")
     kernel = gaussian_kernel(np.concatenate([x, y]))
-    weights = np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))])
+    weights = np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))]).astype(np.float32)
     value = float(weights @ kernel @ weights)
     rng, done, reached = np.random.default_rng(seed), 0, 0
-    most = math.ceil(enough / smallest)
+    most = math.ceil(2 / smallest)
     while done < most:
         size = min(max(64, done), 2048, most - done)
-        hits = np.flatnonzero(_permuted(kernel, weights, size, rng) >= value - 1e-12)
+        hits = np.flatnonzero(_permuted(kernel, weights, size, rng) >= value - 1e-6)    # rounding
         if reached + len(hits) >= enough:    # the shuffle at which it would have stopped
             return value, enough / (done + int(hits[enough - reached - 1]) + 1)
         done, reached = done + size, reached + len(hits)
-        if reached == 0 and done * smallest >= 2:
-            break    # p <= smallest / 2 is small enough
     return value, (reached + 1) / (done + 1)
