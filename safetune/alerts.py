@@ -328,10 +328,10 @@ def make_sink(name: str, table: Mapping, folder: Path):
         what = re.sub(r"^\S*__init__\(\) ", "", str(error)).replace("sender", "from")
         raise InputError(f"sink {name!r}: {what}", "check its keys") from None
 
-# %% ../nbs/17c_alerts.ipynb #c2c46890
+# %% ../nbs/17c_alerts.ipynb #3eada16c
 TABLES = """
 CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB);
-CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, answer TEXT);
+CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, body TEXT);
 CREATE TABLE IF NOT EXISTS alerts (key TEXT PRIMARY KEY, number INTEGER, kind TEXT, series TEXT, topic TEXT,
     severity TEXT, rule TEXT, state TEXT, message TEXT, time REAL, body TEXT, found REAL, said REAL,
     acknowledged TEXT, ended TEXT);

@@ -153,7 +153,7 @@ def score_of(event: dict) -> float:    # in [0, 1]; nan where there is none
         raise InputError("the score is no number between 0 and 1", "write a probability")
     return float(score)
 
-# %% ../nbs/17a_drift.ipynb #bfd49fd6
+# %% ../nbs/17a_drift.ipynb #e82778c3
 def answer_of(event: dict) -> str:    # None: there is no answer to judge
     "What is kept of an answer until its true label comes: `=label`, or `#` and JSON for lists and entities."
     if event.get("tags") is not None:
@@ -186,7 +186,7 @@ def correctness(answer: str,    # of `answer_of`
 class Answers:
     "Answers that wait for their label: the latest so many, by id."
     def __init__(self, most: int):
-        self.most, self.kept, self.fresh = most, OrderedDict(), {}    # fresh: changes since they were last stored
+        self.most, self.kept, self.fresh = most, OrderedDict(), {}    # fresh: changes since last stored
         self.late = self.unmatched = 0    # labels that came late, and those whose answer is not known
 
     def judge(self, event: dict) -> float:    # in [0, 1]; nan: nothing to judge
@@ -204,13 +204,20 @@ class Answers:
             self.fresh[str(identity)] = None
         return correctness(answer, gold)
 
+    def keep(self, answers: Mapping):    # id -> answer; None: it has been judged
+        "Keep answers; the oldest beyond the greatest number are forgotten."
+        self.kept.update(answers)
+        for identity in [i for i, answer in answers.items() if answer is None]:
+            del self.kept[identity]
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+
     def _keep(self, identity, answer):
         if answer is not None:
-            self.kept[identity] = self.fresh[identity] = answer
-            if len(self.kept) > self.most:
-                self.fresh[self.kept.popitem(last=False)[0]] = None
+            self.fresh[identity] = answer
+            self.keep({identity: answer})
 
-# %% ../nbs/17a_drift.ipynb #3402a02b
+# %% ../nbs/17a_drift.ipynb #60197e53
 class Reader:
     "Turns events into arrays. Raises `InputError` for an event of the wrong kind."
     def __init__(self, classes: Sequence = (),      # labels or entity types of the reference
@@ -234,6 +241,9 @@ class Reader:
                   on_bad: Callable = None) -> tuple[dict, list]:    # on_bad(place, error); None: raise
         "Arrays, and the events that could be read."
         answers, rows, good = answers or Answers(0), [], []
+        plain = self._plain(events, answers)
+        if plain is not None:
+            return plain, events
         for place, event in enumerate(events):
             try:
                 rows.append(self._take(event, answers))
@@ -290,6 +300,62 @@ def _many_hot(found: Sequence, width: int) -> np.ndarray:    # shape (n, width);
     np.add.at(table, (rows, columns), 1.0)
     table[[i for i, one in enumerate(found) if one is None]] = np.nan
     return table
+
+# %% ../nbs/17a_drift.ipynb #8ad4acc2
+def _kinds(column) -> set: return set(map(type, column)) - {type(None)}
+
+def _one_hot(codes: Sequence, width: int) -> np.ndarray:    # shape (n, width); rows of nan for None
+    "One 1 in each row."
+    codes = np.array(codes, dtype=float)
+    missing = np.isnan(codes)
+    table = np.zeros((len(codes), width))
+    table[np.flatnonzero(~missing), codes[~missing].astype(int)] = 1.0
+    table[missing] = np.nan
+    return table
+
+def _plain(self, events, answers) -> dict:    # None: these events are not plain
+    "Arrays from plain events, column by column."
+    try:
+        keys = set().union(*events)
+        if not events or _kinds(events) != {dict} or keys & {"tokens", "tags", "entities", "gold"}:
+            return None
+        text, label, score, moment, state, identity = (
+            [event.get(name) for event in events] if name in keys else [None] * len(events)
+            for name in ("text", "label", "score", "time", "status", "id"))
+        if (_kinds(text) | _kinds(label) | _kinds(state)) - {str} or _kinds(score) - {float} or None in text:
+            return None
+        score = np.array(score, dtype=float)
+        if not ((score >= 0) & (score <= 1) | np.isnan(score)).all() or _nan_given(score, events):
+            return None
+        moment = np.array([seconds_of(when) for when in moment] if "time" in keys else moment, dtype=float)
+    except (InputError, TypeError, AttributeError):
+        return None
+    words = [one.lower().translate(_ASCII).split() if one.isascii() else words_of({"text": one}) for one in text]
+    n, nan, k = len(events), np.full(len(events), np.nan), len(self.classes)
+    arrays = {"length": np.fromiter(map(len, words), float, n), "new words": nan, "unknown tokens": nan,
+              "confidence": score, "performance": nan, "time": moment}
+    with np.errstate(invalid="ignore"):
+        if self.vocabulary is not None:
+            known = self.vocabulary.__contains__
+            arrays["new words"] = 1 - np.fromiter((sum(map(known, w)) for w in words), float, n) / arrays["length"]
+        if self.unknown is not None:
+            arrays["unknown tokens"] = np.array([sum(map(self._is_unknown, w)) for w in words]) / arrays["length"]
+    arrays["outputs"] = _one_hot([None if one is None else self._class.get(one, k) for one in label], k + 1)
+    arrays["status"] = _one_hot([STATES.index(one) if one in STATES else None for one in state], len(STATES))
+    for column, names in self.groups.items():
+        codes = [None if event.get(column) is None else self._member(column, event[column]) for event in events]
+        arrays[f"group {column}"] = _one_hot(codes, len(names) + 1)
+    if answers.most and "id" in keys:
+        fresh = {str(i): f"={one}" for i, one in zip(identity, label) if i is not None and one is not None}
+        answers.fresh.update(fresh)
+        answers.keep(fresh)
+    return arrays
+
+def _nan_given(score, events):
+    "True if a nan among the scores is not just a missing score."
+    return any(events[i].get("score") is not None for i in np.flatnonzero(np.isnan(score)))
+
+Reader._plain = _plain
 
 # %% ../nbs/17a_drift.ipynb #61b886c6
 @dataclass

@@ -189,7 +189,7 @@ class Changes:
         self.means, self._new = np.asarray(means, dtype=np.float32), []
         self._play(self.means)
 
-# %% ../nbs/17_monitoring.ipynb #d7f779fb
+# %% ../nbs/17_monitoring.ipynb #dc754d04
 def gaussian_kernel(vectors: np.ndarray,    # shape (N, d)
                    ) -> np.ndarray:         # shape (N, N)
     "Gaussian kernel whose width is the median distance."
@@ -207,7 +207,7 @@ def _permuted(kernel, weights, size, rng):
 def mmd_test(x: np.ndarray,             # vectors, shape (n, d)
              y: np.ndarray,             # vectors, shape (m, d)
              smallest: float = 0.001,   # p-value that it must be able to show
-             enough: int = 20,          # h: shuffles at or above the true value after which it stops
+             enough: int = 10,          # h: shuffles at or above the true value after which it stops
              seed: int = 0,             # of the shuffles
             ) -> tuple[float, float]:   # MMD², p
     """Two-sample test by MMD (Gretton et al. 2012) and sequential permutations (Besag and Clifford 1991).
@@ -223,7 +223,7 @@ def mmd_test(x: np.ndarray,             # vectors, shape (n, d)
     rng, done, reached = np.random.default_rng(seed), 0, 0
     most = math.ceil(2 / smallest)
     while done < most:
-        size = min(max(64, done), 2048, most - done)
+        size = min(max(32, done), 2048, most - done)
         hits = np.flatnonzero(_permuted(kernel, weights, size, rng) >= value - 1e-6)    # rounding
         if reached + len(hits) >= enough:    # the shuffle at which it would have stopped
             return value, enough / (done + int(hits[enough - reached - 1]) + 1)

@@ -31,7 +31,7 @@ from .surges import SurgePlan, Surges, restore_surges
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/17d_watch.ipynb #9fb58c7b
+# %% ../nbs/17d_watch.ipynb #35caf8b7
 LONGEST_LINE = 1_000_000    # bytes
 _SCAN = json.JSONDecoder().scan_once
 
@@ -83,11 +83,13 @@ class Source:
         self.buffer, before = lines.pop(), self.row
         if self.done and self.buffer:
             lines, self.buffer = [*lines, self.buffer], b""
+        skipped = 0
         if self.skipping and lines:
-            lines[0], self.skipping = b"\xff", False    # told as a bad line
+            skipped, self.skipping = 1 - len(lines[0]), False
+            lines[0] = b"\xff"    # told as a bad line
         if len(self.buffer) > LONGEST_LINE:
             self.offset, self.buffer, self.skipping = self.offset + len(self.buffer), b"", True
-        self.offset += sum(map(len, lines)) + len(lines)
+        self.offset += sum(map(len, lines)) + len(lines) - skipped
         self.row += len(lines)
         if self.file and self.head[0] < 256 and self.head[0] < self.offset:
             here, size = self.file.tell(), min(256, self.offset)
@@ -151,7 +153,7 @@ def parse_line(line: bytes) -> dict:    # None for an empty line; InputError for
         raise InputError("the line is no JSON object", 'write {"text": "...", "label": "..."}')
     return event
 
-# %% ../nbs/17d_watch.ipynb #e3fb21e0
+# %% ../nbs/17d_watch.ipynb #5bd5c52d
 class Watch:
     "Monitor, surges, alerts and their state in a folder. Raises `InputError` for a folder of another monitor."
     def __init__(self, out: Path,                    # folder for state, page and alerts
@@ -166,7 +168,7 @@ class Watch:
         self.out, self.predictor, self.strict = Path(out), predictor, strict
         self.out.mkdir(parents=True, exist_ok=True)
         self.store = Store(self.out / "state.sqlite", rules)
-        self.bad, self.alarms, self.started = self.store.kept("bad", 0), [], time.time()
+        self.bad, self.alarms, self.logged = self.store.kept("bad", 0), [], 0
         known = self.store.kept("identity")
         if known is not None and known != identity:
             raise InputError("the folder holds the state of another monitor", "choose another --out, or empty it", out)
@@ -179,8 +181,8 @@ class Watch:
         else:
             self.monitor = restore(setup, self.store.kept("state"), embed, unknown)
             self.surges = restore_surges(plan, self.store.kept("surges"))
-            rows = self.store.base.execute("SELECT id, answer FROM answers ORDER BY rowid").fetchall()
-            self.monitor.answers.kept.update(rows)
+            for body, in self.store.base.execute("SELECT body FROM answers ORDER BY number").fetchall():
+                self.monitor.answers.keep(json.loads(body))
         self.version, self.resumed = self.monitor.version, self.monitor.seen
         self.courier = Courier(self.store, self.out)
 
@@ -233,7 +235,7 @@ class Watch:
         self.courier.finish(seconds)
         self.store.close()
 
-# %% ../nbs/17d_watch.ipynb #4441c300
+# %% ../nbs/17d_watch.ipynb #66f04831
 def _bad(self, error, name, row, told):
     "Count a bad event; raise it if strict. The first three of a chunk are logged."
     if self.strict:
@@ -281,10 +283,12 @@ def _keep(self, position, first: bool = False):    # within a transaction
     if position is not None:
         self.store.keep(position=position)
     fresh, monitor.answers.fresh = monitor.answers.fresh, {}
-    base = self.store.base
-    base.executemany("DELETE FROM answers WHERE id = ?", [(i,) for i, answer in fresh.items() if answer is None])
-    base.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)",
-                     [item for item in fresh.items() if item[1] is not None])
+    if fresh:    # a log of changes, written anew when it is twice as long as what is kept
+        base, self.logged = self.store.base, self.logged + len(fresh)
+        if self.logged > 2 * monitor.plan.late:
+            base.execute("DELETE FROM answers")
+            fresh, self.logged = monitor.answers.kept, len(monitor.answers.kept)
+        base.execute("INSERT INTO answers (body) VALUES (?)", (json.dumps(fresh),))
 
 def _view(self) -> dict:
     "How things stand, as plain values."
