@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'LONGEST_LINE', 'STYLE', 'Source', 'parse_line', 'Watch', 'line_svg', 'page_of', 'write_page', 'Screen',
-           'run_watch']
+           'run_watch', 'read_reference', 'open_source', 'monitor_stream', 'manage_alerts']
 
 # %% ../nbs/17d_watch.ipynb #48bedc74
 import gc
@@ -31,7 +31,7 @@ from .surges import SurgePlan, Surges, restore_surges
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/17d_watch.ipynb #35caf8b7
+# %% ../nbs/17d_watch.ipynb #ec61961a
 LONGEST_LINE = 1_000_000    # bytes
 _SCAN = json.JSONDecoder().scan_once
 
@@ -102,16 +102,12 @@ class Source:
             data = self.file.read(self.chunk)
             self.done = not data and not self.follow
             return data
-        stream = sys.stdin.fileno()
-        if self.follow and not select.select([stream], [], [], 0.2)[0]:
-            return b""
-        parts, size = [], 0
-        while size < self.chunk:
-            data = os.read(stream, 1 << 16)
-            parts.append(data)
-            size += len(data)
-            self.done = not data
-            if self.done or self.follow:
+        stream, parts, size = sys.stdin.fileno(), [], 0
+        while size < self.chunk and select.select([stream], [], [], 0 if parts else 0.2)[0]:
+            parts.append(os.read(stream, 1 << 16))    # what is there, without waiting for more
+            size += len(parts[-1])
+            if not parts[-1]:
+                self.done = True
                 break
         return b"".join(parts)
 
@@ -476,6 +472,129 @@ def run_watch(watch: Watch, source: Source,
             screen.close()
     watch.courier.finish()
     write_page(watch)
+
+# %% ../nbs/17d_watch.ipynb #fdcb6baa
+def read_reference(data: str,             # file of events, or what `load_data` reads
+                   predictor=None,        # for labelled data
+                   split: str = None,     # None: validation, or the only one
+                  ) -> tuple[list, list]:    # events, and rows for the vocabulary (None: there are none)
+    "Reference events. Raises `InputError` for what cannot be read."
+    path = Path(data)
+    if path.suffix == ".jsonl" and path.is_file():
+        events = _events_file(path)
+        if events is not None:
+            return events, None
+    parts = load_data(data)
+    name = split or ("validation" if "validation" in parts else next(iter(parts)))
+    if name not in parts:
+        raise InputError(f"there is no split {name!r}", f"choose one of {', '.join(parts)}", data)
+    rows = list(parts[name])
+    known = parts["train"].select(range(min(20_000, len(parts["train"])))) if name != "train" and "train" in parts else None
+    return (list(events_of(predictor, rows)) if predictor else [joined(row, {}) for row in rows]), known
+
+def _events_file(path):
+    "Events, if the first line has an answer of a model in it."
+    events = []
+    with open(path, "rb") as file:
+        for row, line in enumerate(file, 1):
+            try:
+                event = parse_line(line.rstrip(b"\n"))
+            except InputError as error:
+                raise InputError(error.problem, error.remedy, path, row) from None
+            if not events and event is not None and not {"score", "entities", "status", "gold"} & set(event):
+                return None
+            if event is not None:
+                events.append(event)
+    return events or None
+
+def open_source(what: str,              # MODEL, FILE or -
+                rows: str = None,       # --input
+               ) -> tuple:              # predictor or None, path of the stream
+    "Tell a model from a file. Raises `InputError` for neither."
+    from safetune.predict import Predictor
+    if what == "-" or Path(what).is_file():
+        if rows:
+            raise InputError("--input is for a model", f"leave it out, or give a model in place of {what}")
+        return None, what
+    if Path(what).suffix.lower() in (".jsonl", ".json", ".log", ".txt", ".ndjson") and not Path(what).is_dir():
+        raise InputError("there is no such file", "check the path, or use - for stdin", what)
+    return Predictor(what), rows or "-"
+
+# %% ../nbs/17d_watch.ipynb #9dbece8c
+def monitor_stream(what: str, reference: str, out: str,     # as in the command
+                   rows: str = None, rules: str = None, groups: Sequence = (), topic: str = "topic", split: str = None,
+                   follow: bool = False, port: int = None, settings: Mapping = None, repair: bool = False,
+                   quiet: bool = False) -> int:             # exit code
+    "What `safetune monitor` does. Raises `InputError`."
+    if not reference:
+        raise InputError("there is no reference", "name data of the validation with --reference")
+    plan = Plan(**{**(_settings(rules, "monitor", Plan)), **(settings or {})})
+    surges, known = SurgePlan(**_settings(rules, "surges", SurgePlan)), read_rules(rules) if rules else Rules()
+    predictor, path = open_source(what, rows)
+    if path != "-":
+        Source(path)    # told now, before anything is loaded
+    embed = encoder_vectors(predictor) if predictor is not None and predictor.function is None else None
+    unknown = _unknown_to(predictor)
+
+    def make():
+        events, vocabulary = read_reference(reference, predictor, split)
+        return Monitor(events, groups, plan, vocabulary, embed, unknown, topic)
+
+    identity = json.dumps([str(what), str(reference), list(groups), topic, split, asdict(plan), asdict(surges)])
+    try:
+        watch = Watch(out, make, surges, known, predictor, embed, unknown, identity, path != "-" and not follow and not repair)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", "give another --out", out) from None
+    at = watch.position if watch.position.get("path") == str(path) else {}
+    server = serve_metrics(watch.view, port) if port else None
+    if watch.resumed:
+        logger.info("going on after %s events", f"{watch.resumed:,}")
+    try:
+        run_watch(watch, Source(path, follow, at), None if quiet else Screen())
+    except KeyboardInterrupt:
+        logger.info("stopped; the same command goes on from here")
+    finally:
+        if server:
+            server.shutdown()
+    opened = sum(not alarm.kind.endswith("ended") for alarm in watch.alarms)
+    print(f"{watch.monitor.seen:,} events, {watch.bad:,} bad lines, {opened} alerts in this run; "
+          f"{Path(out) / 'index.html'} shows them")
+    watch.store.close()
+    return 0
+
+def _settings(rules, table, plan):
+    "Settings from the file of rules, checked by name."
+    if not rules:
+        return {}
+    values, names = read_settings(rules, table), set(plan.__dataclass_fields__)
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise InputError(f"[{table}] has an unknown key {unknown[0]!r}", f"choose from {', '.join(sorted(names))}", rules)
+    return values
+
+def _unknown_to(predictor):
+    "Whether a tokenizer does not know a word; None without one, or where it knows everything."
+    tokenizer = getattr(predictor, "tokenizer", None)
+    if tokenizer is None or tokenizer.unk_token_id is None:
+        return None
+    return lambda word: tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+
+def manage_alerts(out: str, acknowledge: str = None, silence: str = None, seconds: float = 3600,
+                  show: bool = False) -> int:    # exit code
+    "Acknowledge, silence or list alerts of a folder, also while a monitor runs on it. Raises `InputError`."
+    if not (Path(out) / "state.sqlite").is_file():
+        raise InputError("there is no state of a monitor", "give the --out of a monitor", out)
+    store = Store(Path(out) / "state.sqlite")
+    if acknowledge:
+        print(f"{store.acknowledge(acknowledge, os.environ.get('USER', ''))} is acknowledged")
+    if silence:
+        store.silence(silence, seconds)
+        print(f"{silence} is silent for {seconds:g} seconds")
+    for alert in store.alerts() if show else ():
+        when = show_time(alert["time"] if alert["time"] is not None else math.nan)
+        print(f"{alert['key'][:8]}  {alert['state']:12} {alert['severity']:6} {when:16} {safe(alert['message'], 300)}")
+    store.close()
+    return 0
 
 # %% ../nbs/17d_watch.ipynb #35ad76d8
 def _ordered(out: Path) -> list:
