@@ -357,7 +357,7 @@ def _nan_given(score, events):
 
 Reader._plain = _plain
 
-# %% ../nbs/17a_drift.ipynb #61b886c6
+# %% ../nbs/17a_drift.ipynb #7665fffa
 @dataclass
 class Series:
     "One monitored series: where its values come from, its levels, and the band of the reference."
@@ -388,7 +388,7 @@ class Series:
             if self.kind == "rank":
                 level = np.searchsorted(self.edges, raw, side="right").astype(float)
             elif self.kind == "share":
-                level = np.floor(np.clip(raw, 0, 1) * 16)
+                level = np.rint(np.clip(raw, 0, 1) * 32)
             else:
                 level = np.minimum(raw, len(self.values) - 1)
             return np.where(np.isnan(raw), -1, level).astype(np.int64)
@@ -402,7 +402,7 @@ class Series:
                                 minlength=len(self.edges) + 1) / len(raw)
             self.values = (np.cumsum(share) - share / 2).tolist()
         else:
-            steps = {"flag": 1, "count": 4, "share": 16}[self.kind]
+            steps = {"flag": 1, "count": 4, "share": 32}[self.kind]
             self.values = (np.arange(steps + 1) / steps).tolist()
         self.counts = np.bincount(self.levels(raw), minlength=len(self.values)).astype(float)
         self.n, self.usual = len(raw), float(raw.mean())
