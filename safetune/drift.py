@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATES', 'NEW', 'LEAST', 'FADE', 'CALM', 'CELLS', 'joined', 'events_of', 'words_of', 'seconds_of', 'show_time',
            'safe', 'outputs_of', 'spans_of', 'score_of', 'answer_of', 'correctness', 'Answers', 'Reader', 'Series',
-           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'Monitor', 'gold_names', 'pack',
-           'unpack', 'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
+           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'gold_names', 'pack', 'unpack',
+           'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
 
 # %% ../nbs/17a_drift.ipynb #159f4d05
 import base64
@@ -560,7 +560,7 @@ class Lines:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sums[:self.used] / self.n[:self.used]
 
-# %% ../nbs/17a_drift.ipynb #9611d8a2
+# %% ../nbs/17a_drift.ipynb #6920a90b
 class Monitor:
     "Watches a stream of events for drift. Raises `InputError` for a reference with nothing to compare."
     def __init__(self, reference: Iterable,             # of events, as the model saw them in validation
@@ -599,7 +599,8 @@ class Monitor:
         self.low, self.high = (np.array([getattr(s, end) for s in self.series]) for end in ("low", "high"))
         old, self.betting = self.betting, Betting(self.values, self.low, self.high, plan.threshold(k))
         if old is not None:    # what was watched before goes on
-            self.betting.log[:len(old.log)], self.betting.start[:len(old.log)] = old.log, old.start
+            for name in ("log", "gain", "start"):
+            getattr(self.betting, name)[:len(old.log)] = getattr(old, name)
         if "adwin" in plan.tests:
             spread = np.array([s.spread for s in self.series]) / math.sqrt(plan.block)
             self.changes = Changes((self.low + self.high) / 2, spread, plan.delta(k))
@@ -826,7 +827,7 @@ def _warm(self):
 for _method in (_vectors, _window, _scaled, _warm):
     setattr(Monitor, _method.__name__, _method)
 
-# %% ../nbs/17a_drift.ipynb #edb59e34
+# %% ../nbs/17a_drift.ipynb #7d37bd14
 def pack(plain: dict, arrays: dict) -> bytes:
     "A dict that JSON takes, and arrays, in one NumPy archive."
     text = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
@@ -859,7 +860,8 @@ def state(self) -> bytes:
              "active": self.active, "quiet": self.quiet, "changed_at": self.changed_at, "step": lines.step,
              "blocks": lines.blocks, "last_p": self.last_p if self.last_p == self.last_p else None,
              "waiting": None if self.waiting is None else len(self.waiting), "rest": len(self.rest)}
-    arrays = {"recent": self.recent, "calm": self.calm, "log": self.betting.log, "start": self.betting.start,
+    arrays = {"recent": self.recent, "calm": self.calm, "log": self.betting.log,
+              "gain": self.betting.gain, "start": self.betting.start,
               "sums": lines.sums, "n": lines.n, "first": lines.first, "time": lines.time}
     if self.sample:
         arrays["sample"] = np.stack(self.sample)
@@ -872,7 +874,7 @@ def state(self) -> bytes:
 
 Monitor.setup, Monitor.state = setup, state
 
-# %% ../nbs/17a_drift.ipynb #d06afce5
+# %% ../nbs/17a_drift.ipynb #3dc7fb94
 def restore(setup: bytes,               # of `Monitor.setup`
             state: bytes = None,        # of `Monitor.state`
             embed: Callable = None,     # as when it was made
@@ -906,7 +908,8 @@ def _refill(self, plain, arrays):
     self.changed_at = plain["changed_at"]
     self.last_p = math.nan if plain["last_p"] is None else plain["last_p"]
     self.recent, self.calm = arrays["recent"], arrays["calm"]
-    self.betting.log, self.betting.start = arrays["log"], arrays["start"]
+    for name in ("log", "gain", "start"):
+        setattr(self.betting, name, arrays[name])
     for name in ("sums", "n", "first", "time"):
         setattr(self.lines, name, arrays[name])
     self.lines.step, self.lines.blocks = plain["step"], plain["blocks"]

@@ -90,7 +90,7 @@ def _end(counts, values, alpha, outside, inside, up):
             inside = middle
     return float(outside)
 
-# %% ../nbs/17_monitoring.ipynb #9b6260a1
+# %% ../nbs/17_monitoring.ipynb #8d1c7863
 class Betting:
     "Mixtures of Shiryaev-Roberts e-detectors for the means of S series (Shin, Ramdas and Rinaldo, arXiv 2203.03532)."
     def __init__(self,
@@ -104,7 +104,8 @@ class Betting:
         self.threshold = threshold
         shape = (len(values), 2 * len(STAKES))
         self.log = np.full(shape, -np.inf)            # log of the sum of capitals
-        self.start = np.zeros(shape, dtype=np.int64)  # block at which the sum was last near nothing
+        self.gain = np.zeros(shape)                   # what a stake has gained since its lowest point ...
+        self.start = np.zeros(shape, dtype=np.int64)  # ... which was before this block
 
     def factors(self, counts: np.ndarray,    # events on each level, shape (blocks, S, L)
                ) -> np.ndarray:              # log of P, shape (blocks, S, 2 stakes)
@@ -115,15 +116,15 @@ class Betting:
              block: int,                  # its number
             ) -> np.ndarray:              # log of the evidence of each series, shape (S,)
         "Take one block."
-        fresh = self.log < 0
-        self.start[fresh] = block
+        self.start[self.gain <= 0] = block
+        self.gain = np.maximum(self.gain, 0.0) + factors
         self.log = np.logaddexp(self.log, 0.0) + factors
         top = self.log.max(axis=1)
         return top + np.log(np.exp(self.log - top[:, None]).mean(axis=1))
 
     def restart(self, series):    # numbers or mask of series
         "Start again from nothing, as after an alarm."
-        self.log[series] = -np.inf
+        self.log[series], self.gain[series] = -np.inf, 0.0
 
     def best(self, series: int) -> tuple[bool, int]:    # upwards?, block at which it began
         "Direction and estimated beginning of what a series shows."
