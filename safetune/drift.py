@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATES', 'NEW', 'LEAST', 'FADE', 'CALM', 'CELLS', 'joined', 'events_of', 'words_of', 'seconds_of', 'show_time',
            'safe', 'outputs_of', 'spans_of', 'score_of', 'answer_of', 'correctness', 'Answers', 'Reader', 'Series',
-           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'gold_names', 'pack', 'unpack',
-           'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
+           'candidates', 'fitted', 'hashed_words', 'encoder_vectors', 'Plan', 'Lines', 'Monitor', 'gold_names', 'pack',
+           'unpack', 'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
 
 # %% ../nbs/17a_drift.ipynb #159f4d05
 import base64
@@ -560,7 +560,7 @@ class Lines:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sums[:self.used] / self.n[:self.used]
 
-# %% ../nbs/17a_drift.ipynb #6920a90b
+# %% ../nbs/17a_drift.ipynb #495da150
 class Monitor:
     "Watches a stream of events for drift. Raises `InputError` for a reference with nothing to compare."
     def __init__(self, reference: Iterable,             # of events, as the model saw them in validation
@@ -600,7 +600,7 @@ class Monitor:
         old, self.betting = self.betting, Betting(self.values, self.low, self.high, plan.threshold(k))
         if old is not None:    # what was watched before goes on
             for name in ("log", "gain", "start"):
-            getattr(self.betting, name)[:len(old.log)] = getattr(old, name)
+                getattr(self.betting, name)[:len(old.log)] = getattr(old, name)
         if "adwin" in plan.tests:
             spread = np.array([s.spread for s in self.series]) / math.sqrt(plan.block)
             self.changes = Changes((self.low + self.high) / 2, spread, plan.delta(k))
