@@ -106,7 +106,7 @@ def test_kernel_is_symmetric_with_ones():
                     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.sampled_from(
                         ["text", "tokens", "label", "tags", "entities", "score", "status", "time", "id", "gold", "type", "words"]),
                         part, max_size=4), max_leaves=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_event_is_read_or_refused_in_one_line(event):
     reader = Reader(["bad"], {"g": ["a"]}, ["word"])
     for events in ([event], [{"text": "a word", "label": "bad", "score": 0.5, "id": 1}, event]):
@@ -143,7 +143,7 @@ def test_plain_events_are_read_as_by_the_loop(events):
 def test_late_labels_find_their_answers(reference):
     monitor = Monitor(reference, plan=Plan(block=8, late=500))
     rng = np.random.default_rng(2)
-    asked = [make_event(rng, f"q{i}") for i in range(1000)]
+    asked = [{**make_event(rng, i), "id": f"q{i}"} for i in range(1000)]
     monitor.update(asked)
     labels = [{"id": f"q{i}", "gold": asked[i]["label"] if i % 4 else "never"} for i in range(999, -1, -1)]
     arrays, _ = monitor.reader.read_good(labels, monitor.answers)
@@ -172,7 +172,7 @@ def test_entities_are_counted_by_type():
 # the monitor
 
 @given(st.lists(st.integers(1, 2599), max_size=4), st.sampled_from([("betting",), ("betting", "mmd"), ("adwin", "mmd")]))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_findings_do_not_depend_on_cuts_and_restarts(reference, stream, cuts, tests):
     if "adwin" in tests:
         pytest.importorskip("river")
@@ -203,9 +203,9 @@ def test_a_series_that_the_reference_lacks_is_warmed_up(reference):
 
 def test_clean_streams_are_quiet(reference):
     rng, loud = np.random.default_rng(5), 0
-    for _ in range(5):
+    for _ in range(3):
         loud += bool(Monitor(reference, ["group"], Plan(horizon=3000)).update([make_event(rng, i) for i in range(3000)]))
-    assert loud <= 1
+    assert loud == 0
 
 
 def test_bad_events_are_left_out_one_by_one(reference):
@@ -241,7 +241,7 @@ def test_state_holds_no_pickles_and_no_texts(reference):
 @settings(max_examples=100, deadline=None)
 def test_names_from_data_are_one_printable_line(text):
     name = safe(text)
-    assert len(name) <= 80 and name.isprintable() and name.encode("utf-8")
+    assert len(name) <= 80 and name.isprintable() and len(name.encode("utf-8")) >= len(name)
 
 
 def test_alarm_keys_tell_findings_apart():
@@ -272,7 +272,7 @@ def test_a_surge_is_told_once_and_ended_once():
 def test_daily_swing_is_no_surge():
     counts = np.tile([1] * 12 + [30] * 12, 20)
     assert hours(counts, Surges()) == []
-    assert hours(np.concatenate([counts[:300], [30] * 12]), Surges()) != []    # 30 at night is one
+    assert hours(np.concatenate([counts[:312], [30] * 12]), Surges()) != []    # 30 at night is one
 
 
 @given(st.lists(st.tuples(st.floats(0, 2e6), st.sampled_from("abc"), st.sampled_from("xy")), max_size=60),
@@ -294,7 +294,7 @@ def test_surges_do_not_depend_on_cuts_and_restarts(events, cuts):
 
 
 def test_times_and_words():
-    assert seconds_of("2026-03-01T12:00:00+0000" if False else "2026-03-01T12:00:00Z") == 1772366400
+    assert seconds_of("2026-03-01T12:00:00Z") == 1772366400
     assert words_of({"text": "A b-c"}) == ["a", "b", "c"]
     assert hashed_words([{"text": "a"}]).shape == (1, 256)
     assert Season(86_400).slots == 1
