@@ -473,7 +473,7 @@ def run_watch(watch: Watch, source: Source,
     watch.courier.finish()
     write_page(watch)
 
-# %% ../nbs/17d_watch.ipynb #fdcb6baa
+# %% ../nbs/17d_watch.ipynb #eaf2633d
 def read_reference(data: str,             # file of events, or what `load_data` reads
                    predictor=None,        # for labelled data
                    split: str = None,     # None: validation, or the only one
@@ -511,13 +511,13 @@ def open_source(what: str,              # MODEL, FILE or -
                 rows: str = None,       # --input
                ) -> tuple:              # predictor or None, path of the stream
     "Tell a model from a file. Raises `InputError` for neither."
-    from safetune.predict import Predictor
     if what == "-" or Path(what).is_file():
         if rows:
             raise InputError("--input is for a model", f"leave it out, or give a model in place of {what}")
         return None, what
     if Path(what).suffix.lower() in (".jsonl", ".json", ".log", ".txt", ".ndjson") and not Path(what).is_dir():
         raise InputError("there is no such file", "check the path, or use - for stdin", what)
+    from safetune.predict import Predictor
     return Predictor(what), rows or "-"
 
 # %% ../nbs/17d_watch.ipynb #9dbece8c
