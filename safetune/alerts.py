@@ -328,7 +328,7 @@ def make_sink(name: str, table: Mapping, folder: Path):
         what = re.sub(r"^\S*__init__\(\) ", "", str(error)).replace("sender", "from")
         raise InputError(f"sink {name!r}: {what}", "check its keys") from None
 
-# %% ../nbs/17c_alerts.ipynb #3eada16c
+# %% ../nbs/17c_alerts.ipynb #a1d58872
 TABLES = """
 CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB);
 CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, body TEXT);
@@ -342,6 +342,7 @@ CREATE INDEX IF NOT EXISTS outbox_state ON outbox (state, due);
 CREATE TABLE IF NOT EXISTS silences (id INTEGER PRIMARY KEY, kind TEXT, series TEXT, topic TEXT, until REAL, reason TEXT);
 """
 
+# %% ../nbs/17c_alerts.ipynb #ac6f277b
 class Store:
     "State, alerts and outbox in one SQLite file. Raises `InputError` if it cannot be used."
     def __init__(self, path: Path, rules: Rules = None):
@@ -390,7 +391,7 @@ class Store:
 
     def close(self): self.base.close()
 
-# %% ../nbs/17c_alerts.ipynb #80fba050
+# %% ../nbs/17c_alerts.ipynb #c43a1836
 LASTING = ("drift", "performance", "embedding", "surge")    # kinds that end one day
 
 def _post(self, alarms: Iterable, now: float = None):    # within a transaction
@@ -429,6 +430,7 @@ def _send(self, rule, body, alarm, now, word=""):
             self.base.execute("INSERT OR IGNORE INTO outbox VALUES (?, ?, ?, 'waiting', ?, 0, ?, '')",
                               (body["key"] + word, sink, group, now + rule.wait, json.dumps([body])))
 
+# %% ../nbs/17c_alerts.ipynb #4e417f26
 def _silenced(self, alarm, now: float = None) -> bool:
     "Whether a silence of the rules, or one set later, is about an alarm."
     now = time.time() if now is None else now
@@ -480,9 +482,10 @@ def _silence_until(self, series: str = "*", seconds: float = 3600, kind: str = "
 
 Store._find, Store.acknowledge, Store.silence = _find, _acknowledge, _silence_until
 
-# %% ../nbs/17c_alerts.ipynb #12e1b013
+# %% ../nbs/17c_alerts.ipynb #38b9cf2a
 TRIES, FIRST_WAIT, LONGEST_WAIT = 12, 1.0, 600.0
 
+# %% ../nbs/17c_alerts.ipynb #76ec7b93
 class Courier:
     "Delivers what lies in the outbox of a store."
     def __init__(self, store: Store, folder: Path,      # paths of sinks are relative to it

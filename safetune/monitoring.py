@@ -131,7 +131,7 @@ class Betting:
         stake = int(self.log[series].argmax())
         return stake < len(STAKES), int(self.start[series, stake])
 
-# %% ../nbs/17_monitoring.ipynb #948e0222
+# %% ../nbs/17_monitoring.ipynb #63094d01
 def _river_adwin(delta: float):
     "One ADWIN of river. Raises `InputError` if river is missing."
     try:
@@ -144,8 +144,8 @@ class Changes:
     "ADWIN (Bifet and Gavaldà 2007, by river) over the block means of S series."
     def __init__(self, centre, spread,    # mean and standard deviation of a block's mean, shape (S,)
                  delta: float,            # probability of a false alarm of one series at one block
-                 longest: int = 2048,     # blocks after which it is restarted ...
-                 kept: int = 512,         # ... from the latest so many
+                 longest: int = 4096,     # blocks after which it is restarted ...
+                 kept: int = 1024,        # ... from the latest so many
                 ):
         if not 0 < delta < 1:
             raise InputError(f"delta is {delta}", "give a probability")

@@ -31,10 +31,11 @@ from .surges import SurgePlan, Surges, restore_surges
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/17d_watch.ipynb #ec61961a
+# %% ../nbs/17d_watch.ipynb #4ab1c561
 LONGEST_LINE = 1_000_000    # bytes
 _SCAN = json.JSONDecoder().scan_once
 
+# %% ../nbs/17d_watch.ipynb #8c606f43
 class Source:
     "Lines of a file, or of standard input for `-`, from a position on. Raises `InputError` if it cannot be read."
     def __init__(self, path: str, follow: bool = False, position: Mapping = None, chunk: int = 1 << 21):
@@ -231,7 +232,7 @@ class Watch:
         self.courier.finish(seconds)
         self.store.close()
 
-# %% ../nbs/17d_watch.ipynb #66f04831
+# %% ../nbs/17d_watch.ipynb #7234c6bd
 def _bad(self, error, name, row, told):
     "Count a bad event; raise it if strict. The first three of a chunk are logged."
     if self.strict:
@@ -269,6 +270,7 @@ def _surged(self):
             found += self.surges.update(arrays["time"][rows], topics, names[classes].tolist())
     return found
 
+# %% ../nbs/17d_watch.ipynb #62476d60
 def _keep(self, position, first: bool = False):    # within a transaction
     "Everything that is needed to go on."
     monitor = self.monitor
@@ -293,8 +295,9 @@ def _view(self) -> dict:
             "SELECT state, severity, COUNT(*) FROM alerts GROUP BY state, severity").fetchall():
         counts[state, severity] = n
     evidence = monitor.evidence()
+    recent = monitor.recent
     with np.errstate(invalid="ignore"):
-        raw = monitor.recent[2] / monitor.recent[1]
+        raw = recent[2] / recent[1]
     series = [{"series": s.name, "value": float(np.nan_to_num(raw[i])), "reference": s.usual,
                "evidence": float(evidence[i]), "open": int(s.name in monitor.active)} for i, s in enumerate(monitor.series)]
     return {"events": monitor.seen, "bad_lines": self.bad, "late_labels": monitor.answers.late,
@@ -305,7 +308,7 @@ def _view(self) -> dict:
 
 Watch._bad, Watch._predicted, Watch._surged, Watch._keep, Watch.view = _bad, _predicted, _surged, _keep, _view
 
-# %% ../nbs/17d_watch.ipynb #e59f495d
+# %% ../nbs/17d_watch.ipynb #a81f3014
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c2733;--soft:#5d6d7e;--line:#3b78b0;--bad:#c0392b;--good:#2a7f4f;--paper:#fff;--edge:#d5dbe1}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#a3b0bd;--line:#7fb2e0;--bad:#f0877b;--good:#6cc796;--paper:#14191f;--edge:#38424d}}
@@ -314,8 +317,11 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}.state{font-size:1.2rem
 .soft{color:var(--soft)}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1rem}
 figure{margin:0;border:1px solid var(--edge);border-radius:.4rem;padding:.6rem}figure.open{border-color:var(--bad);border-width:2px}
 figcaption{font-size:.9rem;overflow-wrap:anywhere}svg{width:100%;height:auto;display:block}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}th,td{text-align:left;padding:.3rem .6rem .3rem 0;
-border-bottom:1px solid var(--edge);vertical-align:top;overflow-wrap:anywhere}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--edge);vertical-align:top;white-space:nowrap}
+td.what{white-space:normal;overflow-wrap:anywhere;min-width:12rem}
+@media(max-width:45rem){thead{display:none}tr{display:block;border-bottom:1px solid var(--edge);padding:.4rem 0}
+td{display:inline-block;border:0;padding:0 .8rem 0 0}td.what{display:block}}
 """
 
 def line_svg(means: np.ndarray,      # shape (points,); nan: no value
@@ -345,7 +351,7 @@ def line_svg(means: np.ndarray,      # shape (points,); nan: no value
 
 def _figures(watch, alerts, most=200):
     monitor, drawn = watch.monitor, []
-    lines, means = monitor.lines, monitor.lines.means()
+    lines, means, recent = monitor.lines, monitor.lines.means(), monitor.recent
     end = max(lines.blocks * monitor.plan.block, 1)
     place = {}
     for alert in alerts:
@@ -354,7 +360,7 @@ def _figures(watch, alerts, most=200):
     order = sorted(range(len(monitor.series)), key=lambda i: (monitor.series[i].name not in monitor.active, i))
     for i in order[:most]:
         series = monitor.series[i]
-        is_open, value = series.name in monitor.active, monitor.recent[2, i] / max(monitor.recent[1, i], 1e-9)
+        is_open, value = series.name in monitor.active, recent[2, i] / max(recent[1, i], 1e-9)
         text = (f"{series.name}: {value:.3g} lately, {series.usual:.3g} in the reference of {series.n:,}"
                 + (", open alarm" if is_open else ""))
         drawn.append(f'<figure{" class=open" if is_open else ""}>'
@@ -362,7 +368,7 @@ def _figures(watch, alerts, most=200):
                      f'<figcaption>{html.escape(text)}</figcaption></figure>')
     return "".join(drawn)
 
-# %% ../nbs/17d_watch.ipynb #03c2ec4f
+# %% ../nbs/17d_watch.ipynb #49825f5d
 def page_of(watch: Watch, refresh: int = 0) -> str:    # seconds after which a browser loads it again; 0: never
     "The state of a watch as one HTML page."
     text, view, alerts = html.escape, watch.view(), watch.store.alerts(most=300)
@@ -372,7 +378,7 @@ def page_of(watch: Watch, refresh: int = 0) -> str:    # seconds after which a b
     open_ = [alert for alert in alerts if alert["state"] in ("open", "acknowledged")]
     rows = "".join(f"<tr><td>{text(show_time(a['time'] if a['time'] is not None else math.nan)) or a['event']}</td>"
                    f"<td>{text(a['state'])}</td><td>{text(a['severity'])}</td><td>{text(a['kind'])}</td>"
-                   f"<td>{text(safe(a['message'], 400))}</td><td><code>{a['key'][:8]}</code></td></tr>" for a in alerts)
+                   f"<td class=what>{text(safe(a['message'], 400))}</td><td><code>{a['key'][:8]}</code></td></tr>" for a in alerts)
     lines, state = watch.monitor.lines, f"{len(open_)} open alert{'s' if len(open_) != 1 else ''}" if open_ else "Nothing is open"
     first, last = (show_time(t) for t in (lines.time[0], lines.time[max(lines.used - 1, 0)]))
     when = f" from {first} to {last} UTC" if first else ""
@@ -520,7 +526,7 @@ def open_source(what: str,              # MODEL, FILE or -
     from safetune.predict import Predictor
     return Predictor(what), rows or "-"
 
-# %% ../nbs/17d_watch.ipynb #9dbece8c
+# %% ../nbs/17d_watch.ipynb #ebea8e66
 def monitor_stream(what: str, reference: str, out: str,     # as in the command
                    rows: str = None, rules: str = None, groups: Sequence = (), topic: str = "topic", split: str = None,
                    follow: bool = False, port: int = None, settings: Mapping = None, repair: bool = False,
@@ -562,6 +568,7 @@ def monitor_stream(what: str, reference: str, out: str,     # as in the command
     watch.store.close()
     return 0
 
+# %% ../nbs/17d_watch.ipynb #e7553400
 def _settings(rules, table, plan):
     "Settings from the file of rules, checked by name."
     if not rules:
