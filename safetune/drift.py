@@ -748,7 +748,7 @@ def _block(self, block, event, at, factors, sums, number, raws, fine):
     self.betting.restart(np.array([series.name in self.active for series in self.series]))
     return alarms
 
-# %% ../nbs/17a_drift.ipynb #b143bb74
+# %% ../nbs/17a_drift.ipynb #ebc23452
 def _alarm(self, s, block, at, evidence, since, up):
     series, size = self.series[s], self.plan.block
     last = [b % RECENT for b in range(max(since, block - RECENT + 1), block + 1)]    # since it began
@@ -767,7 +767,7 @@ def _end(self, name, event, at, value=math.nan):
 
 def _fine(self, level, full):
     "Means of the parts of each block for ADWIN, shape (blocks, parts, S)."
-    if self.changes is None:
+    if self.changes is None or not full:
         return [None] * full
     values = np.where(level >= 0, self.values[np.arange(level.shape[1]), level], np.nan)
     parts = values.reshape(full, self.plan.parts, self.plan.block // self.plan.parts, -1)
@@ -788,7 +788,7 @@ def _adwin(self, fine, event, at):
                                 f"{raw / max(n, 1):.3g} lately", at, float(level / max(n, 1))))
     return alarms
 
-for _method in (_block, _alarm, _end, _fine, _adwin):
+for _method in (_blocks, _block, _alarm, _end, _fine, _adwin):
     setattr(Monitor, _method.__name__, _method)
 
 # %% ../nbs/17a_drift.ipynb #724e469d

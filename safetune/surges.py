@@ -178,7 +178,7 @@ class Surges:
     def __repr__(self) -> str:
         return f"Surges({len(self.names)} keys, {self.seen:,} events, {len(self.open)} open)"
 
-# %% ../nbs/17b_surges.ipynb #911d76de
+# %% ../nbs/17b_surges.ipynb #8376d5fe
 def _segment(self, bucket, topics, classes, times):
     "Events of one bucket, in order."
     alarms, skip = [], 0
@@ -215,6 +215,7 @@ def _expected(self):
     phi = max(0.0, self.spread[0] / self.spread[1])
     return level * self.season(self.bucket), 1 / (1 / np.maximum(self.shape, 0.5) + phi)
 
+# %% ../nbs/17b_surges.ipynb #99ac74fe
 def _set_limits(self):
     "For each key the count in the open bucket at which a surge opens."
     k, plan = len(self.names), self.plan
@@ -240,7 +241,7 @@ def _set_limits(self):
 for _method in (_segment, _expected, _set_limits):
     setattr(Surges, _method.__name__, _method)
 
-# %% ../nbs/17b_surges.ipynb #a5fd2f13
+# %% ../nbs/17b_surges.ipynb #2d06f449
 def _start(self, column, when, event):
     topic, name = self.names[column]
     span, before, mean = self.reason[:, column]
@@ -288,6 +289,7 @@ def _settle(self, mean):
                 self.shape[column], self.scale[column] = max(state["events"], 0.5), max(lasted, 1)
     return alarms
 
+# %% ../nbs/17b_surges.ipynb #91294124
 def _over(self, column, state, length, lasted):
     topic, name = self.names[column]
     hours = length * self.plan.width / 3600
