@@ -6,8 +6,8 @@
 __all__ = ['logger', 'PAGE', 'DEMO', 'PLANTED', 'add_data_options', 'read_data', 'chosen_settings', 'add_train', 'train',
            'is_main_process', 'finish', 'save_figure', 'print_scores', 'add_evaluate', 'pick_split', 'evaluate',
            'add_predict', 'read_items', 'predict', 'add_screen', 'write_findings', 'write_cleaned', 'screen',
-           'add_audit', 'print_audit', 'audit', 'add_verify', 'verify', 'add_demo', 'demo', 'audit_demo',
-           'build_parser', 'set_up_logging', 'main']
+           'add_monitor', 'monitor', 'add_audit', 'print_audit', 'audit', 'add_verify', 'verify', 'add_demo', 'demo',
+           'audit_demo', 'build_parser', 'set_up_logging', 'main']
 
 # %% ../nbs/21_cli.ipynb #ccac3cc1
 import argparse
@@ -394,6 +394,47 @@ def screen(arguments) -> int:
         logger.warning("%s findings of high severity", f"{high:,}")
     return int(bool(arguments.strict and high))
 
+# %% ../nbs/21_cli.ipynb #08bcb8c7
+def add_monitor(commands):
+    "Add `monitor` to the commands."
+    parser = commands.add_parser("monitor", help="watch a model in use for drift and surges",
+                                 description="Watch a stream of events: what went into a model, what came out.")
+    parser.add_argument("what", nargs="?", metavar="MODEL|FILE|-",
+                        help="model (rows come from --input), file of events in JSON lines, or - for stdin")
+    parser.add_argument("--reference", metavar="DATA", help="events or labelled data of the validation")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for page, alerts and state; goes on where it was")
+    parser.add_argument("--input", metavar="FILE", help="rows for MODEL (stdin)")
+    parser.add_argument("--follow", action="store_true", help="wait for more at the end of the file")
+    parser.add_argument("--rules", metavar="FILE", help="TOML: sinks, rules, silences, [monitor] and [surges]")
+    parser.add_argument("--groups", nargs="+", default=[], metavar="COLUMN", help="columns whose groups are watched")
+    parser.add_argument("--topic", default="topic", metavar="COLUMN", help="column of the topics of surges (topic)")
+    parser.add_argument("--split", help="of the reference (validation)")
+    parser.add_argument("--rate", type=float, metavar="P", help="probability of a false drift alarm in the horizon (0.05)")
+    parser.add_argument("--horizon", type=int, metavar="N", help="events that --rate is about (100,000)")
+    parser.add_argument("--tests", nargs="+", metavar="TEST", help="betting, mmd, adwin (betting mmd)")
+    parser.add_argument("--port", type=int, metavar="N", help="serve metrics for Prometheus on 127.0.0.1:N")
+    parser.add_argument("--repair", action="store_true", help="leave bad lines of a file out, instead of stopping")
+    parser.add_argument("--list", action="store_true", help="only list the alerts in DIR")
+    parser.add_argument("--acknowledge", metavar="KEY", help="only acknowledge an alert in DIR")
+    parser.add_argument("--silence", metavar="SERIES", help="only silence what fits this pattern")
+    parser.add_argument("--for", dest="seconds", type=float, default=3600, metavar="SECONDS", help="with --silence (3600)")
+    parser.set_defaults(run=monitor)
+
+def monitor(arguments) -> int:
+    "Follow a stream to its end, or act on the alerts of a folder."
+    from safetune import watch
+    from safetune.data import InputError
+    if arguments.list or arguments.acknowledge or arguments.silence:
+        return watch.manage_alerts(arguments.out, arguments.acknowledge, arguments.silence, arguments.seconds,
+                                   arguments.list)
+    if not arguments.what:
+        raise InputError("there is nothing to watch", "name a model, a file of events, or - for stdin")
+    settings = {name: getattr(arguments, name) for name in ("rate", "horizon", "tests")
+                if getattr(arguments, name) is not None}
+    return watch.monitor_stream(arguments.what, arguments.reference, arguments.out, arguments.input, arguments.rules,
+                                arguments.groups, arguments.topic, arguments.split, arguments.follow, arguments.port,
+                                settings, arguments.repair, arguments.quiet)
+
 # %% ../nbs/21_cli.ipynb #19d0bba1
 def add_audit(commands):
     "Add `audit` to the commands."
@@ -541,7 +582,7 @@ def audit_demo(out, arguments):
         print(f"  {'found' if result is not None and result.verdict == 'fail' else 'NOT FOUND':9}  {words}\n"
               f"             {check}: {said}")
 
-# %% ../nbs/21_cli.ipynb #f8119f06
+# %% ../nbs/21_cli.ipynb #6ad64b33
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -557,7 +598,8 @@ def build_parser():
     parser.add_argument("--version", action="version", version=f"safetune {__version__}")
     parser.add_argument("--quiet", action="store_true", help="only warnings on stderr")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (add_demo, add_train, add_evaluate, add_predict, add_screen, add_audit, add_verify):
+    for add in (add_demo, add_train, add_evaluate, add_predict, add_screen, add_audit,
+                add_verify, add_monitor):
         add(commands)
     return parser
 
