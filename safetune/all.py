@@ -23,12 +23,18 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'Allow', 'AllowedTypes', 'Call', 'Deny', 'MaxLength', 'Pattern', 'Personal', 'Toxic', 'ValidTags',
            'apply_rules', 'Calibrated', 'CalibrationError', 'calibration_table', 'fit_scaling', 'Conformal',
            'ConformalCoverage', 'EntityCandidates', 'SelectiveRisk', 'sgr', 'Front', 'Limits', 'choose', 'Choices',
-           'DenyText', 'Generator', 'Grounded', 'GroundedAnswers', 'GuardedPredictor']
+           'DenyText', 'Generator', 'Grounded', 'GroundedAnswers', 'GuardedPredictor', 'Audit', 'Comparison', 'audit',
+           'compare', 'read_audit', 'data_card', 'model_card', 'push_to_hub', 'new_key', 'validate_record', 'verify',
+           'Gates', 'load_gates', 'render_comparison', 'save_report', 'Monitor', 'Watched', 'SurgePlan', 'Surges',
+           'FileSink', 'LogSink', 'Rules', 'Store', 'WebhookSink', 'read_rules', 'Watch', 'monitor_stream', 'run_watch']
 
-# %% ../nbs/22_all.ipynb #aa5cb7f1
+# %% ../nbs/22_all.ipynb #86181427
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
+from .alerts import FileSink, LogSink, Rules, Store, WebhookSink, read_rules
 from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
+from .audit import Audit, Comparison, audit, compare, read_audit
 from .calibration import Calibrated, CalibrationError, calibration_table, fit_scaling
+from .cards import data_card, model_card, push_to_hub
 from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
                              detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
                              wilson)
@@ -37,12 +43,15 @@ from .control import (Allow, AllowedTypes, Call, Deny, MaxLength, Pattern, Perso
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
 from .detection import (AdversarialInput, CharacterModel, Mahalanobis, Perplexity, Stability,
                                 judge_detectors)
+from .drift import Monitor, Watched
 from .errors import Neighbourhood, WorseSlices, counterfactuals, entity_errors, hardest, plot_errors
+from .evidence import new_key, validate_record, verify
 from .explain import Explainer, explain, plot_layers, plot_methods, plot_text, targets_of, text_html
 from .fairness import (Counterfactual, GroupGap, GroupThresholds, PairPreference, WordAssociation,
                                demographic_parity, equalised_odds, fairness_checks, reweigh, run_fairness)
 from .faithfulness import Faithfulness, Plausibility, Sanity, Trust
 from .findings import AuditLog, Finding, Findings, clean, replay, undo
+from .gates import Gates, load_gates
 from .generation import Choices, DenyText, Generator, Grounded, GroundedAnswers
 from .guard import GuardedPredictor
 from .labels import LabelErrors, out_of_fold
@@ -53,15 +62,18 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
 from .personal import PersonalData, Pseudonyms, Recogniser, Redactor, find_personal, redact
 from .predict import Predictor
 from .privacy import CanaryExposure, MembershipInference, RedactingPredictor, train_shadows
+from .report import render_comparison, save_report
 from .robustness import NOISES, Defended, NoiseRobustness, Normaliser, normalise, perturb
 from .sample import sample_ner, sample_text
 from .screening import Duplicates, Lexicon, Shortcuts, entity_overlap, screen
 from .shortcuts import Shortcuts as ModelShortcuts
 from .shortcuts import drivers, plot_drivers
+from .surges import SurgePlan, Surges
 from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
 from .tradeoff import Front, Limits, choose
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
+from .watch import Watch, monitor_stream, run_watch
 
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
          "LOSSES", "get_loss", "weights_from_counts",
@@ -90,4 +102,8 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "apply_rules", "Calibrated", "CalibrationError", "calibration_table", "fit_scaling",
          "Conformal", "ConformalCoverage", "EntityCandidates", "SelectiveRisk", "sgr",
          "Front", "Limits", "choose", "Choices", "DenyText", "Generator", "Grounded", "GroundedAnswers",
-         "GuardedPredictor"]
+         "GuardedPredictor",
+         "Audit", "Comparison", "audit", "compare", "read_audit", "data_card", "model_card", "push_to_hub",
+         "new_key", "validate_record", "verify", "Gates", "load_gates", "render_comparison", "save_report",
+         "Monitor", "Watched", "SurgePlan", "Surges", "FileSink", "LogSink", "Rules", "Store", "WebhookSink",
+         "read_rules", "Watch", "monitor_stream", "run_watch"]

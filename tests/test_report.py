@@ -1,5 +1,6 @@
 """The report: hostile records, the browser, axe-core, paper, and what a reader must find in it."""
 import copy
+import functools
 import json
 import re
 from html.parser import HTMLParser
@@ -49,11 +50,20 @@ def check(number, measure, verdict, found, **more):
             "result": found and found.to_dict(), **more}
 
 
-def record(**more):
+def whole_result():
     parts = [result(f"group {i}", right=5 * i) for i in range(4)]
-    whole = result("gap", parts=parts, rows=[{"id": 1, "text": "a row", "tokens": ["some", "words"]}], p_value=0.01)
+    return result("gap", parts=parts, rows=[{"id": 1, "text": "a row", "tokens": ["some", "words"]}], p_value=0.01)
+
+
+@functools.cache
+def drawn():
+    return figure_svg(lambda: forest(whole_result()))
+
+
+def record(**more):
+    whole = whole_result()
     checks = [check(0, "Data", "pass", result(right=0)), check(1, "Performance", "no gate", result(gate=None)),
-              check(2, "Fairness", "fail", whole, svg=figure_svg(lambda: forest(whole))),
+              check(2, "Fairness", "fail", whole, svg=drawn()),
               check(3, "Robustness", "not enough evidence", result(right=10)),
               check(4, "Privacy", "not run", Result("x", "y", reason="there are no canaries")),
               check(5, "Control", "error", None, error="ValueError: broken")]
@@ -234,6 +244,10 @@ def test_paper_shows_all(browser, tmp_path):
 def test_axe_finds_nothing(browser, tmp_path, width, scheme):
     source = axe_path().read_text(encoding="utf-8")
     path = save_report(record(), tmp_path / "index.html")
+    (tmp_path / "two.html").write_text(render_comparison(two_audits()), encoding="utf-8")
+    with opened(browser, tmp_path / "two.html", width, scheme) as tab:
+        assert axe(tab, source) == [] and overflow(tab) == 0 and tab.alarms == []
+        assert tab.evaluate("document.querySelector('table').offsetWidth") > 0.75 * width
     with opened(browser, path, width, scheme, "all") as tab:
         tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert axe(tab, source) == []
@@ -289,8 +303,9 @@ def test_a_wrong_drawing_costs_only_the_drawing():
 
 def test_personal_data_stay_out():
     secret, card = "anna.weber@web.de", "4539578763621486"
-    rows = [{"kind": "personal/phone", "text": "ext. 7-7-7"}, {"text": f"Write to {secret} or ext. 7-7-7"},
+    rows = [{"kind": "personal/phone", "text": "ext. 7-7-7"}, {"text": f"Write to {secret} or EXT. 7-7-7"},
             {"tokens": ["call", "+49", "30", "901820", "now"]}, {secret: {"deep": [f"card {card}"]}}]
+    rows += [{"kind": "personal/id", "text": "77"}, {"text": "77 of 177"}]    # too short to be masked elsewhere
     found = result(f"part {secret}", rows=rows, sentence=f"{secret} was found")
     drawn = figure_svg(lambda: forest(result(f"of {secret}")))
     assert secret in drawn
@@ -301,6 +316,7 @@ def test_personal_data_stay_out():
             assert text not in shown, text
         assert "[EMAIL]" in shown and "[PHONE]" in shown
     assert wrong == before
+    assert [row["text"] for row in redacted(wrong)["checks"][0]["result"]["rows"][-2:]] == ["[ID]", "77 of 177"]
     assert secret in render(wrong, redact=False)
     assert redacted(redacted(wrong)) == redacted(wrong)
     live = render(record(checks=[check(0, "Data", "fail", result())]), {"data/check-0": result(
@@ -344,14 +360,19 @@ def test_a_sparse_record_still_makes_a_page():
                  "checks": [{"id": "x", "measure": "Data"}, {"id": "x", "measure": "", "result": {"parts": [3, {}]}}]}))
 
 
-def test_comparison():
-    lines = [{"id": "a", "title": "F1", "before": wilson(80, 100).to_dict(), "after": 0.7, "verdict": "worse",
-              "difference": {"value": -0.1, "low": -0.15, "high": -0.05, "n": 100}, "sentence": "It fell."},
+def two_audits():
+    return [{"id": "a", "title": "F1", "before": wilson(80, 100).to_dict(), "after": 0.7, "verdict": "worse",
+              "difference": {"value": -0.1, "low": -0.15, "high": -0.05, "n": 100}, "sentence": "It fell.", "paired": True},
              {"id": "b", "title": "Gap", "before": None, "after": None, "difference": None, "verdict": "not run",
               "reason": "no groups"}]
+
+
+def test_comparison():
+    lines = two_audits()
     page = render_comparison(lines)
+    safe(page)
     text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page[page.index("<body"):]))
     for words in ("1 of 2 checks got worse", "0.800 (0.711 to 0.867, n = 100)", "-0.100 (-0.150 to -0.050, n = 100)",
-                  "It fell.", "no groups", "not measured", "Worse"):
+                  "It fell.", "no groups", "not measured", "Worse", "of pairs of rows"):
         assert words in text, words
     assert "Nothing was shown to be worse" in render_comparison(lines[1:])
