@@ -436,10 +436,12 @@ class Counterfactual(Check):
             found.append((f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group, interval, p))
         return found
 
-# %% ../nbs/12_fairness.ipynb #bf484c78
+# %% ../nbs/12_fairness.ipynb #79fff210
 def _finish(check: Counterfactual, measure: str, gated: list, others: list, shown: list,
             lines: dict) -> Result:
-    "The whole result; the worst of the judged parts stands on top."
+    "The whole result; the worst of the judged parts stands on top. Raises `CannotRun` where none can be judged."
+    if not gated:
+        raise CannotRun("no answer holds a label that could be compared", "look at what the model answers")
     correct(gated + others)
     worst = max(gated, key=lambda part: part.value)
     return Result(f"{measure}, {check.swap.name} swapped", f"largest gap ({worst.name})", worst.interval,
