@@ -10,10 +10,11 @@ a function or class with its signature.
 import argparse
 import ast
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -45,6 +46,15 @@ def make_page(notebook: Path,  # what is processed
         serve_drv.main((notebook, page, processors.FilterDefaults))
 
 
+def page_in_child(notebook: Path, page: Path, sender) -> None:
+    "Make a page and send what went wrong, or nothing."
+    try:
+        make_page(notebook, page)
+        sender.send("")
+    except BaseException:    # a cell may raise anything
+        sender.send(traceback.format_exc())
+
+
 def each_by_itself(function: Callable,  # nbdev's worker, which `make_page` calls
                    jobs: list[tuple],   # its arguments: notebook, page, processors
                    n_workers: int,      # processes at a time
@@ -52,12 +62,22 @@ def each_by_itself(function: Callable,  # nbdev's worker, which `make_page` call
                   ) -> None:
     "Takes the place of fastcore's `parallel`, which ends at the first failure: here the other pages are still made."
     def work(job: tuple) -> None:
-        command = [sys.executable, __file__, "--page", str(job[0]), str(job[1])]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode:
-            causes = re.findall(r"^\w*(?:Error|Exception|Interrupt)\b.*(?:\n\S.*)*", done.stderr, re.MULTILINE)
-            print(f"{job[0].name}: " + "\n".join(causes or [done.stderr]) + "\n", file=sys.stderr)
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=page_in_child, args=(job[0], job[1], sender))
+        process.start()
+        sender.close()
+        try:
+            trouble = receiver.recv()
+        except EOFError:
+            trouble = "its process ended without a word"
+        process.join()
+        if trouble:
+            causes = re.findall(r"^\w*(?:Error|Exception|Interrupt)\b.*(?:\n\S.*)*", trouble, re.MULTILINE)
+            print(f"{job[0].name}: " + "\n".join(causes or [trouble]) + "\n", file=sys.stderr)
 
+    context = multiprocessing.get_context("forkserver")    # what all pages import is imported once
+    context.set_forkserver_preload(["torch", "transformers", "datasets", "pandas", "matplotlib.pyplot", "scipy.stats",
+                                    "sklearn.linear_model", "nbdev.serve_drv", "IPython"])
     with ThreadPool(n_workers) as pool:
         pool.map(work, jobs, chunksize=1)
 
@@ -133,12 +153,8 @@ def problems() -> list[str]:  # one line each
 def main() -> int:  # exit code: 0 all pages are made and complete, 1 they are not
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--html", type=Path, help="also write plain HTML pages to this folder")
-    parser.add_argument("--page", type=Path, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    if args.page:
-        make_page(*args.page)
-        return 0
     html = args.html and args.html.resolve()
     os.chdir(ROOT)
     make_pages()

@@ -28,7 +28,7 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'Gates', 'load_gates', 'render_comparison', 'save_report', 'Monitor', 'Watched', 'SurgePlan', 'Surges',
            'FileSink', 'LogSink', 'Rules', 'Store', 'WebhookSink', 'read_rules', 'Watch', 'monitor_stream', 'run_watch']
 
-# %% ../nbs/22_all.ipynb #86181427
+# %% ../nbs/22_all.ipynb #c2ec7c62
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
 from .alerts import FileSink, LogSink, Rules, Store, WebhookSink, read_rules
 from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
@@ -75,6 +75,7 @@ from .tradeoff import Front, Limits, choose
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 from .watch import Watch, monitor_stream, run_watch
 
+# %% ../nbs/22_all.ipynb #19a8e24b
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
          "LOSSES", "get_loss", "weights_from_counts",
          "bootstrap_classification_scores", "bootstrap_entity_scores", "bootstrap_scores",

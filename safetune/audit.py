@@ -787,7 +787,7 @@ def audited_split(data, split: str = None) -> str:
         raise InputError("the rows have neither tags nor a label", "an audit needs the right answers", split)
     return split
 
-# %% ../nbs/20_audit.ipynb #6e98a2e7
+# %% ../nbs/20_audit.ipynb #5e82ac3e
 def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or function of a list of rows
           data: Any,               # what `load_data` reads: splits with labels
           only: Sequence = None,   # names of checks or measures, such as ["fairness", "robustness/noise"]
@@ -800,7 +800,7 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
           split: str = None,       # to audit; None: test, or validation
           name: str = None,        # of the model in the report
           source: Path = None,     # where the data were read from, if `data` does not say
-         ) -> "Audit":
+         ):                        # an `Audit`
     "Audit a model. Raises `InputError` for unusable input; a check that fails or crashes does not raise."
     wall, cpu, created, gates = time.perf_counter(), time.process_time(), now(), load_gates(gates)
     if isinstance(data, (str, os.PathLike)):
