@@ -256,7 +256,7 @@ def plot_coverage(trials: pd.DataFrame,    # a row for each split: method, and c
     axes[0][0].invert_yaxis()
     return figure
 
-# %% ../nbs/16b_abstention.ipynb #661b28e0
+# %% ../nbs/16b_abstention.ipynb #e6e2dfd3
 class ConformalCoverage(Check):
     "Share of rows whose set holds the truth, in all and in each group."
     name, question = "conformal coverage", "Do the sets hold the truth as often as promised, in every group?"
@@ -273,7 +273,7 @@ class ConformalCoverage(Check):
         interval = cluster_bootstrap(np.stack([hit, np.ones(len(hit))], 1), ratio, keys, self.resamples,
                                      self.confidence, self.seed)
         return Result(name, "coverage", interval, "rows", self.gate,
-                      gate_p_value(interval, self.gate) if self.gate else None)
+                      gate_p_value(interval, self.gate))
 
     def run(self, predictor, data) -> Result:
         "Ask and count. Raises `CannotRun` where there are no probabilities."

@@ -10,7 +10,7 @@ __all__ = ['logger', 'SIZES', 'CACHE', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NE
            'make_record', 'headline', 'recorded_training', 'Audit', 'save_audit', 'counts_of', 'junit', 'read_audit',
            'Comparison', 'compare']
 
-# %% ../nbs/20_audit.ipynb #baf25659
+# %% ../nbs/20_audit.ipynb #9884f54d
 import copy
 import hashlib
 import html
@@ -21,7 +21,7 @@ import os
 import re
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
@@ -33,8 +33,8 @@ import pandas as pd
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
 from .attacks import AttackRobustness
 from .calibration import CalibrationError, label_names, score_units, usual_unit
-from .checks import (COLOURS, CannotRun, Gate, Result, cluster_bootstrap, correct, gate_p_value,
-                             paired_permutation, plot_parts, ratio, wilson)
+from .checks import (COLOURS, INTERVAL_FIELDS, CannotRun, Gate, Result, cluster_bootstrap, correct,
+                             gate_p_value, paired_permutation, plot_parts, ratio, wilson)
 from .data import InputError, load_data
 from .errors import WorseSlices
 from .evidence import hash_model, hash_rows, now, versions, write_manifest
@@ -151,7 +151,7 @@ def planned(id: str, title: str, question: str, **options) -> Callable:
         return function
     return register
 
-# %% ../nbs/20_audit.ipynb #b736b87f
+# %% ../nbs/20_audit.ipynb #6aa5560b
 def finding_rows(findings, most: int = 20) -> list:    # of dicts, personal data masked
     "Findings as rows of evidence."
     return [{"kind": f.kind, "split": f.split, "row": f.row + 1, "message": f.message, "text": f.text}
@@ -166,7 +166,7 @@ def share_of_rows(ground: Ground, id: str, findings: Sequence, rows: set, splits
     kinds = pd.Series([f.kind for f in findings], dtype=object).value_counts().sort_index()
     told = "; ".join(f"{kind} {count:,}" for kind, count in kinds.items()) or "none"
     return Result(what, "share of rows", interval, "rows", gate,
-                  gate_p_value(interval, gate) if gate else None,
+                  gate_p_value(interval, gate),
                   rows=finding_rows(findings)).introduce(
         f"{len(rows):,} of {n:,} rows ({', '.join(splits)}). Findings: {told}.")
 
@@ -209,7 +209,7 @@ def _personal(ground: Ground, id: str) -> Result:
 def _damage(ground: Ground, id: str) -> Result:
     return share_of_kinds(ground, id, ["encoding", "length/empty"], list(ground.data), "damage")
 
-# %% ../nbs/20_audit.ipynb #677e6ec8
+# %% ../nbs/20_audit.ipynb #46390b1f
 SURE = 0.99    # score from which a row is accused
 
 @planned("data/wrong-labels", "Wrong labels in the training data", "How many training labels look wrong?",
@@ -227,7 +227,7 @@ def _wrong_labels(ground: Ground, id: str) -> Result:
     accused, gate = {f.row for f in found}, ground.gates.rule(id).gate
     interval = wilson(len(accused), len(rows), ground.gates.confidence)
     return Result("wrong labels", "share of rows accused", interval, "rows", gate,
-                  gate_p_value(interval, gate) if gate else None,
+                  gate_p_value(interval, gate),
                   rows=[{"row": rows[f.row].get("id", f.row + 1), "score": round(float(f.score), 3),
                          "message": f.message,
                          "text": f.text} for f in found[:20]])
@@ -276,7 +276,7 @@ def said(answers: Sequence[dict]) -> list:
     "Tags or label of each answer."
     return [answer["tags"] if "tags" in answer else answer["label"] for answer in answers]
 
-# %% ../nbs/20_audit.ipynb #a5a6ab5a
+# %% ../nbs/20_audit.ipynb #5b576532
 @planned("performance/score", "Score", "How good is the model on rows that it has not seen?", cost=3,
          next=("Train longer, on more data, or from a larger encoder", "Look at the weakest label first"),
          limits="Holds for rows like those of the audited split; other sources, times and users may differ.")
@@ -294,7 +294,7 @@ def _score(ground: Ground, id: str) -> Result:
     if task.name != "regression":
         ground.counts = metric_counts(ground.rows, said(ground.answers))
     result = Result("score", kind.get(name, name), found[name], ground.unit, gate,
-                    gate_p_value(found[name], gate) if gate else None, parts=parts)
+                    gate_p_value(found[name], gate), parts=parts)
     result.figure = lambda: plot_parts(result).figure
     return result
 
@@ -306,7 +306,7 @@ def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
     interval = cluster_bootstrap(np.stack([simple - mine, simple], 1), ratio, ground.keys, seed=ground.seed,
                                  confidence=ground.gates.confidence, bounds=None)
     return Result("gain", "share of the error of the mean removed", interval, ground.unit, gate,
-                  gate_p_value(interval, gate) if gate else None).introduce(
+                  gate_p_value(interval, gate)).introduce(
         f"The mean of train is off by {simple.mean():.3g} on average, the model by {mine.mean():.3g}.")
 
 @planned("performance/baseline", "Gain over no model", "Is the model better than looking answers up?",
@@ -329,7 +329,7 @@ def _baseline(ground: Ground, id: str) -> Result:
                                  confidence=ground.gates.confidence,
                                  seed=ground.seed, bounds=(-1, 1))
     gate = ground.gates.rule(id).gate
-    p = gate_p_value(interval, gate) if gate else None
+    p = gate_p_value(interval, gate)
     metric = "entity F1" if ground.tagged else "accuracy"
     return Result("gain", f"gain in {metric}", interval, ground.unit, gate, p).introduce(
         f"The model has {ratio(mine.sum(0)):.3f}, {what} {ratio(theirs.sum(0)):.3f}.")
@@ -384,7 +384,7 @@ def _swaps(ground: Ground) -> list:
     return [check.swap.name for check in fairness_checks(rows, columns=())
             if isinstance(check, Counterfactual)]
 
-# %% ../nbs/20_audit.ipynb #d73bb344
+# %% ../nbs/20_audit.ipynb #98f5e506
 @planned("fairness/counterfactual", "Same text, other group",
          "Is the answer the same when only the group changes?",
          next=("Add swapped copies of the training rows (safetune.swaps.Swap)",
@@ -394,8 +394,6 @@ def _counterfactual(ground: Ground, id: str) -> Result:
     name = id.removeprefix("fairness/counterfactual").strip("/")
     if not name:
         raise CannotRun("no swap reaches 20 rows", "give rows that name people, or lists of your own")
-    if ground.predictor.task.name == "multi-label-classification" and not any(map(len, said(ground.answers))):
-        raise CannotRun("the model gives no label to any row", "train it longer")
     check = Counterfactual(name, max_rows=ground.size("counterfactual"), **ground.options(id))
     result = check.run(ground.predictor, ground.rows)
     if ground.size("counterfactual"):
@@ -514,7 +512,7 @@ def _shadows(ground: Ground, id: str) -> Result:
     return MembershipInference(others=ground.split, shadows=shadows,
                                **ground.options(id)).run(ground.predictor, data)
 
-# %% ../nbs/20_audit.ipynb #382a9b4c
+# %% ../nbs/20_audit.ipynb #9b7f1e9d
 @planned("control/calibration", "Confidence", "Is the model as often right as its confidence says?", cost=1,
          next=("Scale the confidences on validation: safetune.calibration.fit_scaling",),
          limits="A mean over all answers; single groups may be off (see overconfidence in fairness).")
@@ -555,7 +553,7 @@ def _candidates(ground: Ground, id: str) -> Result:
                                  confidence=ground.gates.confidence,
                                  seed=ground.seed)
     return Result("candidates", "mean share of the entities of a sentence held", interval, ground.unit, gate,
-                  gate_p_value(interval, gate) if gate else None).introduce(
+                  gate_p_value(interval, gate)).introduce(
         f"Candidates with a score of {sets.threshold:.3g} or more should hold {1 - ALPHA:.0%} of entities.")
 
 @planned("control/conformal", "Sets with a guarantee",
@@ -575,7 +573,7 @@ def _conformal(ground: Ground, id: str) -> Result:
     return ConformalCoverage(conformal, split=ground.split,
                              **ground.options(id)).run(ground.predictor, ground.rows)
 
-# %% ../nbs/20_audit.ipynb #c8611263
+# %% ../nbs/20_audit.ipynb #3d50ae35
 def plan(ground: Ground,
          only: Sequence[str] = None,
          # names of checks, or their beginnings, or measures; None: all that fit
@@ -608,7 +606,6 @@ def plan(ground: Ground,
 
 def copy_with(check: Planned, id: str, title: str, cost: float) -> Planned:
     "The same check for one column or kind."
-    from dataclasses import replace
     return replace(check, id=id, title=title, cost=cost)
 
 def left_out(ground: Ground) -> list:    # titles
@@ -857,7 +854,7 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.update(check.cost)
     return done
 
-# %% ../nbs/20_audit.ipynb #38f69cab
+# %% ../nbs/20_audit.ipynb #36a11ff4
 def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) -> dict:
     "The record of an audit, without its times."
     predictor, data, gates = ground.predictor, ground.data, ground.gates
@@ -893,7 +890,7 @@ def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) 
 def headline(entries: list) -> dict:    # name -> interval as a dict
     "The scores of the audited split."
     result = next((e["result"] for e in entries if e["id"] == "performance/score" and e["result"]), None)
-    return {part["measure"]: {key: part[key] for key in ("value", "low", "high", "n", "confidence", "method")}
+    return {part["measure"]: {key: part[key] for key in INTERVAL_FIELDS}
             for part in (result or {"parts": []})["parts"] if part["measure"] == "f1"
             and " F1" in part["name"]
             or part["measure"] != "f1"}
@@ -1026,7 +1023,7 @@ def junit(record: dict) -> str:
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
-# %% ../nbs/20_audit.ipynb #6aa69995
+# %% ../nbs/20_audit.ipynb #9200faad
 def read_audit(source: Any) -> tuple:    # (record, id -> counts, hash of the rows)
     "Record and counts of an `Audit`, or of the folder of one. Raises `InputError`."
     if isinstance(source, Audit):
@@ -1061,7 +1058,6 @@ def _unpaired(old: dict, new: dict, sign: int) -> Interval:    # sign: 1 where a
 
 def _loss(id: str, old: dict, new: dict, pair, gates: Gates, seed: int) -> Result:
     "How much worse one check is. Raises `CannotRun` where one side has no value."
-    from dataclasses import replace
     sides = [entry["result"] for entry in (old, new)]
     if any(side is None or any(side[key] is None for key in ("value", "low", "high")) for side in sides):
         why = [f"{word}: {entry['error'] or (entry['result'] or {}).get('reason') or 'no interval'}"
@@ -1140,15 +1136,14 @@ def compare(before: Any,          # `Audit`, or the folder of one
     checks = [_compared_line(id, entries, usable, results[id]) for id, entries, usable in lines]
     return Comparison(_comparison_record(old, new, checks, sides), results)
 
-# %% ../nbs/20_audit.ipynb #80bdb2f8
+# %% ../nbs/20_audit.ipynb #7f3c8184
 def _compared_line(id: str, entries: list, paired: bool, result: Result) -> dict:
     "A check of a comparison, as the record keeps it."
-    fields = ("value", "low", "high", "n", "confidence", "method")
-    sides = [{key: entry["result"][key] for key in fields} if (entry["result"] or {}).get("value") is not None
+    sides = [{key: entry["result"][key] for key in INTERVAL_FIELDS} if (entry["result"] or {}).get("value") is not None
              else None
              for entry in entries]
     loss = result.to_dict()
-    loss = None if result.interval is None else {key: loss[key] for key in fields}
+    loss = None if result.interval is None else {key: loss[key] for key in INTERVAL_FIELDS}
     change = sides[1]["value"] - sides[0]["value"] if loss and all(sides) else 0.0
     sign = 1 if loss and change * loss["value"] > 0 else -1
     difference = loss and {**loss, "value": sign * loss["value"],

@@ -693,9 +693,13 @@ def _p_values(p) -> np.ndarray:
         raise CannotRun("some p-values lie outside 0..1", "give probabilities")
     return p
 
-# %% ../nbs/10_checks.ipynb #32204932
-def gate_p_value(interval: Interval, gate: Gate) -> float:    # one-sided
+# %% ../nbs/10_checks.ipynb #261b92a6
+def gate_p_value(interval: Interval,
+                 gate: Gate | None,
+                ) -> float:    # one-sided; None where there is no gate
     "P-value of 'the gate holds': the interval inverted, normal, by its half-width on the side of the limit."
+    if gate is None:
+        return None
     distance = interval.value - gate.limit if gate.kind == "max" else gate.limit - interval.value
     downwards = (gate.kind == "max") == (distance > 0)
     half = interval.value - interval.low if downwards else interval.high - interval.value

@@ -425,22 +425,12 @@ class ValidTags(Rule):
         reasons = [Reason(self.name, "replace", f"{before[i]} became {tags[i]}", i, i + 1) for i in changed]
         return retag(row, prediction, tags, scores), reasons
 
-# %% ../nbs/16_control.ipynb #5bd98d7f
-@lru_cache(maxsize=1)
-def _find_personal() -> Callable:
-    "The recognisers; loaded when they are first needed."
-    try:
-        from safetune.personal import find_personal
-    except ImportError:
-        raise InputError("the recognisers of personal data are missing",
-                         "pip install 'safetune[screening]'") from None
-    return find_personal
-
+# %% ../nbs/16_control.ipynb #04e3e165
 def _mask(kind: str) -> str:
     "What stands in place of personal data."
     return "[" + str(kind).rsplit("/", 1)[-1].upper() + "]"
 
-# %% ../nbs/16_control.ipynb #6df559e5
+# %% ../nbs/16_control.ipynb #bb0a1529
 class Personal(Rule):
     "Personal data is replaced by its kind, or the whole text refused."
     def __init__(self, on: str = "input",          # or "output"
@@ -450,7 +440,9 @@ class Personal(Rule):
         if action not in ("replace", "refuse"):
             raise InputError(f"unknown action {action!r}", "choose 'replace' or 'refuse'")
         self.on, self.action, self.name = on, action, name
-        self.find = find or _find_personal()
+        if find is None:
+            from safetune.personal import find_personal as find    # loaded when it is first needed
+        self.find = find
         _side(self)
 
     def redact(self, text: str) -> tuple:    # (text, list of Reason)
@@ -512,15 +504,11 @@ class Personal(Rule):
         text, reasons = self.redact(prediction["text"])
         return {**prediction, "text": text}, reasons
 
-# %% ../nbs/16_control.ipynb #410b8f3f
+# %% ../nbs/16_control.ipynb #39b93219
 @lru_cache(maxsize=1)
 def _word_list() -> Callable:
     "Score 1 for a text with a word of the list of `safetune.screening`, as it is written or folded; else 0."
-    try:
-        from safetune.screening import Lexicon
-    except ImportError:
-        raise InputError("the list of toxic words is missing",
-                         "give score=, a function from texts to scores") from None
+    from safetune.screening import Lexicon
     words = Lexicon()
     def harmful(text): return any(True for _ in words.find({"text": text}, "guard", 0))
     return lambda texts: [float(harmful(text) or harmful(fold(text))) for text in texts]

@@ -372,7 +372,7 @@ def rmia(log_p: np.ndarray,            # of the target, shape (examples,)
     share = np.searchsorted(others, rise - math.log(gamma), side="right") / len(others)
     return share + 1e-6 * special.expit(rise)
 
-# %% ../nbs/15_privacy.ipynb #fa55708e
+# %% ../nbs/15_privacy.ipynb #ea67c6d5
 class MembershipInference(Check):
     "Can an attacker tell training rows from others? The interval of the best of several attacks decides."
     name = "membership inference"
@@ -429,7 +429,7 @@ class MembershipInference(Check):
         interval, told = best.interval, scores[best.name.split(":")[0]]
         worst = np.argsort(np.where(member, -told, np.inf), kind="stable")[:20]    # members given away first
         return Result(self.name, self._measured(self.measure), interval, self._unit(), self.gate,
-                      p_value=gate_p_value(interval, self.gate) if self.gate else None, parts=parts,
+                      p_value=gate_p_value(interval, self.gate), parts=parts,
                       rows=[{"row": int(units.row[i]) + 1, "score": float(told[i])}
                             for i in worst if member[i]],
                       figure=lambda: plot_attacks(scores, member, units.row, seed=self.seed))

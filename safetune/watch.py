@@ -602,9 +602,3 @@ def manage_alerts(out: str, acknowledge: str = None, silence: str = None, second
         print(f"{alert['key'][:8]}  {alert['state']:12} {alert['severity']:6} {when:16} {safe(alert['message'], 300)}")
     store.close()
     return 0
-
-# %% ../nbs/17d_watch.ipynb #35ad76d8
-def _ordered(out: Path) -> list:
-    "Keys of the alerts in the file sink, in order: for tests."
-    path = Path(out) / "alerts.jsonl"
-    return [json.loads(line)["alert"] for line in path.read_text().splitlines()] if path.exists() else []

@@ -17,6 +17,7 @@ from safetune.metrics import entities
 from safetune.predict import Predictor
 from safetune.sample import sample_ner, sample_text
 from safetune.swaps import SWAPS, Edit, Swap, edit_text, edit_words, find_terms, list_terms, load_terms, read_spans
+from safetune.tasks import MultiLabelClassification
 
 NEWS = list(sample_ner({"train": 1, "validation": 1, "test": 400}, seed=5)["test"])
 TEXTS = list(sample_text({"train": 1, "validation": 1, "test": 400}, seed=5)["test"])
@@ -327,3 +328,12 @@ def test_missing_fairlearn_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "fairlearn.metrics", None)
     with pytest.raises(InputError, match=r"pip install 'safetune\[fairness\]'"):
         metric_frame(NEWS, tagger().predict(NEWS), "gender", len)
+
+
+def test_labels_that_are_never_given_cannot_be_compared():
+    "A model of several labels that gives none to any text: nothing to judge, and no crash."
+    rows = [{**row, "label": [row["label"]]} for row in TEXTS]
+    task = MultiLabelClassification(["negative", "neutral", "positive"])
+    silent = Predictor(lambda asked: [{"label": [], "probabilities": [0.1, 0.1, 0.1]} for _ in asked], task=task)
+    result = Counterfactual(GENDER)(silent, rows)
+    assert result.verdict == "not run" and "no answer holds a label" in result.reason
