@@ -6,11 +6,11 @@
 __all__ = ['NOISES', 'RESOURCES', 'Edit', 'Passage', 'allowed', 'apply', 'Noise', 'perturb', 'variants', 'get_noise',
            'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'Homoglyphs', 'Invisible', 'Punctuation', 'Whitespace',
            'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out',
-           'metric_counts', 'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness',
-           'paired_drop', 'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary',
-           'Defended', 'defence_gain']
+           'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness', 'paired_drop',
+           'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary', 'Defended',
+           'defence_gain']
 
-# %% ../nbs/13_robustness.ipynb #de04472b
+# %% ../nbs/13_robustness.ipynb #972979d6
 import random
 import re
 import unicodedata
@@ -25,10 +25,10 @@ import numpy as np
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
                              paired_permutation, ratio)
 from .data import InputError, split_words
-from .metrics import entities, entity_counts
+from .metrics import entities
 from .predict import Predictor, model_input
 from .sample import to_spans, to_tags
-from .tasks import located
+from .tasks import located, metric_counts
 
 # %% ../nbs/13_robustness.ipynb #d4056c00
 class Edit(NamedTuple):
@@ -541,19 +541,7 @@ def spell_out(word: str,      # Latin letters
 
 _register(CodeSwitch())
 
-# %% ../nbs/13_robustness.ipynb #704752ec
-def metric_counts(rows: list,      # labelled rows, all with "tags" or all with "label"
-                  answers: list,   # tags of each row, or a label (a list of labels for multi-label rows)
-                 ) -> np.ndarray:  # float, shape (rows, 2): numerator and denominator of the metric
-    "Per row, what the metric is the ratio of sums of: entity F1 for tags, accuracy (exact match) for labels."
-    if "tags" in rows[0]:
-        counts = entity_counts([list(row["tags"]) for row in rows], [list(tags) for tags in answers])
-        right, said, gold = (part.sum(axis=1) for part in counts[:3])
-        return np.stack([2.0 * right, said + gold], axis=1)
-    def plain(label): return sorted(map(str, label)) if isinstance(label, (list, tuple, set)) else str(label)
-    right = [plain(row["label"]) == plain(answer) for row, answer in zip(rows, answers)]
-    return np.stack([np.array(right, dtype=float), np.ones(len(rows))], axis=1)
-
+# %% ../nbs/13_robustness.ipynb #f2ab096e
 def metric_drop(sums: np.ndarray) -> np.ndarray:    # shape (..., 4) -> (...)
     "Metric before minus metric after, from sums of both."
     return ratio(sums[..., :2]) - ratio(sums[..., 2:])

@@ -8,8 +8,8 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'learn_piece
            'layer_groups', 'add_lora', 'check_private', 'noise_for', 'spent_epsilon', 'PoissonSampler',
            'seeded_generator', 'PrivateTrainer', 'choose_precision', 'dropout_config', 'check_loggers',
            'logger_callbacks', 'Progress', 'checkpoint_to_resume', 'training_arguments', 'training_loss',
-           'batch_sampler', 'private_options', 'make_trainer', 'finish_run', 'Tuner', 'history_table', 'write_json',
-           'save_model', 'plot_history', 'suggest', 'search']
+           'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'finish_run', 'Tuner', 'history_table',
+           'write_json', 'save_model', 'plot_history', 'suggest', 'search']
 
 # %% ../nbs/06_tuning.ipynb #1cd2b697
 import dataclasses
@@ -243,7 +243,7 @@ def worst_shift(model,
         shift = shift * (radius / norm(shift).clamp_min(1e-12)).clamp_max(1.0)
     return shift.detach()
 
-# %% ../nbs/06_tuning.ipynb #0de1f87c
+# %% ../nbs/06_tuning.ipynb #96c44a90
 class TaskTrainer(Trainer):
     """`transformers.Trainer` with token batches, validation by the task,
     marked checkpoints and a stop on divergence."""
@@ -291,10 +291,14 @@ class TaskTrainer(Trainer):
     def evaluate(self, *args, metric_key_prefix="eval", **kwargs):
         rows, features = self.validation
         seconds = time.perf_counter() - self.epoch_start if self.epoch_start else None
+        if self.task.validation_rows:
+            rows = rows[:self.task.validation_rows]
+            features = [feature for feature in features if feature["row"] < len(rows)]
         outputs = run_model(self.model, self.task, features, self.tokenizer)
         scores = self.task.score(rows, self.task.decode(rows, features, outputs))
         numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
-        loss = get_loss(self.settings.loss or self.task.loss)(*self.task.loss_pairs(features, outputs))
+        loss = self.task.validation_loss(self.model, features, outputs,
+                                         get_loss(self.settings.loss or self.task.loss), self.tokenizer)
         metrics = {f"{metric_key_prefix}_{name}": float(value)
                    for name, value in {**numbers, "loss": loss}.items()}
         if seconds:
@@ -339,8 +343,10 @@ def layer_groups(model, settings: Settings, decayed: list) -> list:
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
-# %% ../nbs/06_tuning.ipynb #8a84c732
-def add_lora(model, rank: int):  # peft's LoraModel, whose `merge_and_unload` adds the updates to the weights
+# %% ../nbs/06_tuning.ipynb #2f2aa82e
+def add_lora(model, rank: int,
+             new_head: bool = True,  # is the head new, so that it must be trained whole?
+            ):                   # peft's LoraModel, whose `merge_and_unload` adds the updates to the weights
     """Put low-rank updates beside the linear maps of the encoder, and leave only these and the head to be
     trained. Raises `InputError` if peft is missing."""
     try:
@@ -349,15 +355,18 @@ def add_lora(model, rank: int):  # peft's LoraModel, whose `merge_and_unload` ad
     except ImportError:
         raise InputError("lora_rank needs peft", "pip install 'safetune[privacy]'") from None
     from transformers.pytorch_utils import Conv1D
-    base = model.base_model_prefix
+    base, head = model.base_model_prefix, model.get_output_embeddings()
+    if not hasattr(model, base):  # T5 has encoder and decoder side by side
+        base = ""
     linear = [name for name, module in model.named_modules()
-              if name.startswith(f"{base}.") and isinstance(module, (torch.nn.Linear, Conv1D))]
+              if name.startswith(f"{base}." if base else "") and module is not head
+              and isinstance(module, (torch.nn.Linear, Conv1D))]
     turned = any(isinstance(module, Conv1D) for module in model.modules())
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear,
                         fan_in_fan_out=turned)
     lora = LoraModel(model, {"default": config}, "default")
     for name, parameter in model.named_parameters():
-        if not name.startswith(f"{base}."):
+        if new_head and not name.startswith(f"{base}."):
             parameter.requires_grad = True
     return lora
 
@@ -429,7 +438,7 @@ def seeded_generator(seed: int, number: int, device: str = "cpu") -> torch.Gener
     value = secrets.randbits(63) if seed is None else hash((seed, number)) % 2 ** 63
     return torch.Generator(device).manual_seed(value)
 
-# %% ../nbs/06_tuning.ipynb #447f99e9
+# %% ../nbs/06_tuning.ipynb #eaa97e54
 class PrivateTrainer(TaskTrainer):
     "Differentially private steps: a Poisson batch, gradients clipped row by row, noise."
     def __init__(self, *args, loss, expected, noise, delta, **kwargs):
@@ -449,7 +458,7 @@ class PrivateTrainer(TaskTrainer):
         self.portion = max(1, 2 ** 28 // trained)  # rows whose gradients take a gigabyte
         self.data_collator = lambda members: {"members": torch.tensor([f["member"] for f in members])}
         self.train_dataset = [{**feature, "member": i} for i, feature in enumerate(self.train_dataset)]
-        self.collate = Collator(self.tokenizer)
+        self.collate = self.task.collator(self.tokenizer)
 
     def create_optimizer(self, model=None):
         from opacus.optimizers import DPOptimizer
@@ -488,7 +497,7 @@ class PrivateTrainer(TaskTrainer):
         batch = {k: v.to(model.device)
                  for k, v in self.collate([self.train_dataset[i] for i in members]).items()}
         labels = batch.pop("labels")
-        logits = model(**batch).logits
+        logits = self.task.logits(model(**batch))
         total = sum(self.loss(logits[i:i + 1], labels[i:i + 1]) for i in range(len(members)))
         with warnings.catch_warnings():  # that token numbers have no gradients is no news
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -627,7 +636,7 @@ def checkpoint_to_resume(folder: Path,  # where checkpoints are kept
     write_json(note, record)
     return checkpoint if resume else None
 
-# %% ../nbs/06_tuning.ipynb #6628d887
+# %% ../nbs/06_tuning.ipynb #fa9da782
 def training_arguments(folder: Path, settings: Settings, task, steps: int, loggers: list):
     "What `Settings` mean to `transformers.Trainer`."
     private = bool(settings.dp_epsilon)  # clips and collects by itself, in float32
@@ -662,14 +671,16 @@ def training_loss(settings: Settings,
     except ValueError as error:
         raise InputError(str(error), "see safetune.losses") from None
 
-def batch_sampler(features: list, settings: Settings, processes: int) -> TokenBudgetSampler:
+def batch_sampler(features: list, settings: Settings, processes: int,
+                  size=lambda feature: len(feature["input_ids"]),    # tokens of a feature
+                 ) -> TokenBudgetSampler:
     "Batches by tokens: the budget asked for, or that of `batch_size` average rows; never less than a row."
-    lengths = [len(feature["input_ids"]) for feature in features]
+    lengths = [size(feature) for feature in features]
     average = round(settings.batch_size * sum(lengths) / len(lengths))
     return TokenBudgetSampler(lengths, settings.batch_tokens or max(max(lengths), average),
                               seed=settings.seed, multiple_of=processes)
 
-# %% ../nbs/06_tuning.ipynb #73d744e0
+# %% ../nbs/06_tuning.ipynb #f6215e94
 def private_options(settings: Settings, features: list, loss):
     "Poisson batches, and options of `PrivateTrainer` with the noise that keeps a run within its budget."
     check_private(settings, features)
@@ -678,6 +689,13 @@ def private_options(settings: Settings, features: list, loss):
     delta = settings.dp_delta or len(features) ** -1.1
     noise = noise_for(settings.dp_epsilon, delta, sampler.rate, math.ceil(settings.epochs * len(sampler)))
     return sampler, {"loss": loss, "expected": expected, "noise": noise, "delta": delta}
+
+def task_loss(task, loss):
+    "The loss as the Trainer calls it, on what the task takes of the model's outputs."
+    wrapped = trainer_loss(loss)
+    def compute(outputs, labels, num_items_in_batch=None):
+        return wrapped({"logits": task.logits(outputs)}, labels, num_items_in_batch)
+    return compute
 
 def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     "A Trainer set up for one run of a `Tuner`."
@@ -688,7 +706,7 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
         kind, (sampler, options) = PrivateTrainer, private_options(settings, train, loss)
         steps = math.ceil(settings.epochs * len(sampler))
     else:
-        sampler = batch_sampler(train, settings, processes)
+        sampler = batch_sampler(train, settings, processes, tuner.task.size)
         steps = math.ceil(settings.epochs * math.ceil(len(sampler) / processes / settings.accumulate))
     own_loggers, other_loggers = logger_callbacks(
         settings.loggers, (Path(tuner.out).parent if tuner.out else Path()) / "runs")
@@ -702,8 +720,8 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
         model=tuner.new_model(settings), train_dataset=train, eval_dataset=validation,
         args=training_arguments(folder, settings, tuner.task, steps, other_loggers),
         callbacks=[*callbacks, clock],
-        data_collator=Collator(tuner.tokenizer, 8 if torch.cuda.is_available() else 1),
-        compute_loss_func=trainer_loss(loss),
+        data_collator=tuner.task.collator(tuner.tokenizer, 8 if torch.cuda.is_available() else 1),
+        compute_loss_func=task_loss(tuner.task, loss),
         optimizer_cls_and_kwargs=sgd if settings.optimizer == "sgd" else None,
         task=tuner.task, tokenizer=tuner.tokenizer, settings=settings, sampler=sampler,
         validation=(list(tuner.data["validation"]), validation), **options)
@@ -722,7 +740,7 @@ def finish_run(tuner):
         tuner.model, tuner._lora = tuner._lora.merge_and_unload(), None
     tuner.model = tuner.model.eval()
 
-# %% ../nbs/06_tuning.ipynb #e6eaf8e6
+# %% ../nbs/06_tuning.ipynb #169c1f80
 class Tuner:
     "Fine-tunes a pretrained model. Raises `InputError` if data, model or a setting is at fault."
     def __init__(self,
@@ -745,6 +763,7 @@ class Tuner:
         self.source, self.stride, self.progress = str(model), stride, progress
         self.tokenizer = load_tokenizer(self.source)
         self.config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+        self.task.prepare(self.tokenizer)
         self.max_length = min(max_length or math.inf, max_input_length(self.tokenizer, self.config))
         self.out, self._features = out, {}
         self.model = self.history = self.trainer = self.privacy = self._lora = None
@@ -763,10 +782,14 @@ class Tuner:
         set_seed(settings.seed)
         model = load_model(self.source, self.task, self.tokenizer, new_head=True,
                            **dropout_config(self.config, settings.dropout))
+        self.task.prepare(self.tokenizer, model)
         if settings.freeze:
             for parameter in model.base_model.parameters():
                 parameter.requires_grad = False
-        self._lora = add_lora(model, settings.lora_rank) if settings.lora_rank else None
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise InputError("freeze leaves nothing to train, since the model has no new head",
+                                 "leave freeze out, or set lora_rank")
+        self._lora = add_lora(model, settings.lora_rank, self.task.new_head) if settings.lora_rank else None
         return model
 
     def fit(self,
