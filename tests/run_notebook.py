@@ -9,7 +9,12 @@ import io
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
+
+# What most notebooks import; imported once by the process from which a process for each notebook is forked.
+SHARED_IMPORTS = ["torch", "transformers", "transformers.trainer", "datasets", "pandas", "matplotlib.pyplot", "scipy.stats",
+                  "sklearn.linear_model", "nbdev.test", "nbdev.showdoc", "IPython", "fastcore.test", "tqdm.auto"]
 
 
 def failed_cell(report: str,      # what nbdev wrote about the failure
@@ -25,27 +30,45 @@ def failed_cell(report: str,      # what nbdev wrote about the failure
     return cells[int(number.group(1)) - 1].source
 
 
-def main() -> int:  # exit code: 0 passed, 1 failed
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebook", type=lambda name: Path(name).resolve())
-    parser.add_argument("--flags", default="", help="flags whose cells run as well, separated by spaces")
-    args = parser.parse_args()
-
-    os.chdir(args.notebook.parent)  # nbdev looks for settings.ini from the working folder upwards
+def run(notebook: Path,     # an absolute path
+        flags: list[str],   # whose cells run as well
+       ) -> tuple:          # (did it pass, what there is to say)
+    "Run a notebook in this process; changes the working folder."
+    os.chdir(notebook.parent)  # nbdev looks for settings.ini from the working folder upwards
     from nbdev.config import get_config
     from nbdev.test import test_nb
 
     config = get_config()
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
-        passed, seconds = test_nb(args.notebook, skip_flags=config.tst_flags.split(),
-                                  force_flags=args.flags.split(), basepath=config.config_path)
+        passed, seconds = test_nb(notebook, skip_flags=config.tst_flags.split(),
+                                  force_flags=flags, basepath=config.config_path)
     if passed:
-        print(f"{args.notebook.name}: passed in {seconds:.1f} s")
-        return 0
+        return True, f"{notebook.name}: passed in {seconds:.1f} s"
     report = errors.getvalue()
-    print(f"{args.notebook.name}: failed in the cell\n\n{failed_cell(report, args.notebook)}\n\n{report}")
-    return 1
+    return False, f"{notebook.name}: failed in the cell\n\n{failed_cell(report, notebook)}\n\n{report}"
+
+
+def run_in_child(notebook: Path, log: Path, sender) -> None:
+    "Run a notebook in a process of its own, in a group of its own; all that it prints goes to `log`."
+    os.setsid()
+    with open(log, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        sender.send(run(notebook, []))
+    except BaseException:    # a cell may raise anything
+        sender.send((False, traceback.format_exc()))
+
+
+def main() -> int:  # exit code: 0 passed, 1 failed
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", type=lambda name: Path(name).resolve())
+    parser.add_argument("--flags", default="", help="flags whose cells run as well, separated by spaces")
+    args = parser.parse_args()
+    passed, told = run(args.notebook, args.flags.split())
+    print(told)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 import ast
 import functools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from run_notebook import SHARED_IMPORTS, run_in_child
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -75,13 +78,32 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, f"no notebook under {NBS}"
 
 
+@pytest.fixture(scope="session")
+def fork():
+    "Processes that are forked from one which has imported already what most notebooks import."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SHARED_IMPORTS)
+    return context
+
+
 @each_notebook
-def test_runs(notebook, record_property):
-    result = run([sys.executable, str(ROOT / "tests" / "run_notebook.py"), str(notebook)],
-                 seconds=SECONDS_PER_NOTEBOOK)
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout[-8000:]
-    record_property("seconds", float(re.search(r"passed in ([\d.]+) s", result.stdout).group(1)))
+def test_runs(notebook, record_property, fork, tmp_path):
+    receiver, sender = fork.Pipe(duplex=False)
+    log = tmp_path / "log"
+    process = fork.Process(target=run_in_child, args=(notebook, log, sender))
+    process.start()
+    sender.close()
+    try:
+        passed, told = (receiver.recv() if receiver.poll(SECONDS_PER_NOTEBOOK)
+                        else (False, f"{notebook.name} ran past {SECONDS_PER_NOTEBOOK} s"))
+    except EOFError:
+        passed, told = False, f"{notebook.name}: its process ended without a word"
+    process.join(5 if passed else 0)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    assert passed, f"{told[-8000:]}\n{log.read_text(errors='replace')[-4000:] if log.exists() else ''}"
+    record_property("seconds", float(re.search(r"passed in ([\d.]+) s", told).group(1)))
 
 
 def test_runner_reports_the_failing_cell(tmp_path):
