@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'risk_coverage', 'aurc', 'plot_risk_coverage', 'risk_bound'
            'nonconformity', 'conformal_quantile', 'Conformal', 'plot_coverage', 'ConformalCoverage', 'entity_types_of',
            'span_probabilities', 'entity_examples', 'control_risk', 'span_score', 'EntityCandidates']
 
-# %% ../nbs/16b_abstention.ipynb #bb15bff7
+# %% ../nbs/16b_abstention.ipynb #6a3f36b8
 import math
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
@@ -19,8 +19,7 @@ from scipy import stats
 from .attacks import rows_of
 from .calibration import label_names, score_units, usual_unit
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
-                             plot_parts,
-                             ratio)
+                             plot_parts, ratio, row_sums)
 from .data import InputError
 from .fairness import cluster_keys, group_values
 from .metrics import Interval, entities
@@ -120,7 +119,7 @@ def sgr(confidence: Sequence, wrong: Sequence,    # of calibration rows, indepen
     return Selection(float(line["threshold"]), target, delta, best[1], float(line["risk"]),
                      float(line["coverage"]), n)
 
-# %% ../nbs/16b_abstention.ipynb #8b4aa6fe
+# %% ../nbs/16b_abstention.ipynb #c0feb8a7
 class SelectiveRisk(Check):
     "Share of wrong answers among those with a confidence of at least the threshold."
     name, question = "selective risk", "Are the answers above the threshold as reliable as promised?"
@@ -151,6 +150,7 @@ class SelectiveRisk(Check):
         interval = cluster_bootstrap(counts, ratio, keys, self.resamples, self.confidence, self.seed)
         result = Result(self.name, "share of wrong answers", interval, "rows", self.gate,
                         figure=lambda: plot_risk_coverage({unit: (scored.confidence, ~scored.right)}))
+        result.per_row = row_sums(counts, scored.row[kept], len(rows))
         return result.introduce(
             f"{kept.sum():,} of {len(kept):,} {unit} ({kept.mean():.1%}) have a confidence of at least "
             f"{self.threshold:.3f}; without the threshold {(~scored.right).mean():.1%} are wrong.")
@@ -256,7 +256,7 @@ def plot_coverage(trials: pd.DataFrame,    # a row for each split: method, and c
     axes[0][0].invert_yaxis()
     return figure
 
-# %% ../nbs/16b_abstention.ipynb #e6e2dfd3
+# %% ../nbs/16b_abstention.ipynb #5171fab1
 class ConformalCoverage(Check):
     "Share of rows whose set holds the truth, in all and in each group."
     name, question = "conformal coverage", "Do the sets hold the truth as often as promised, in every group?"
@@ -288,6 +288,7 @@ class ConformalCoverage(Check):
         whole = self._part(self.name, hit, keys)
         result = Result(self.name, "coverage", whole.interval, "rows", self.gate, whole.p_value, parts=parts)
         result.figure = lambda: plot_parts(result).figure
+        result.per_row = row_sums(np.stack([hit, np.ones(len(hit))], 1), scored.row, len(rows))
         result.introduce(f"The sets hold {sets.sum(1).mean():.2f} labels on average, and "
                          f"{1 - self.conformal.alpha:.0%} of them should hold the truth.")
         return correct(result, "holm")

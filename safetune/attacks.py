@@ -13,7 +13,7 @@ __all__ = ['OUTCOMES', 'STOP_WORDS', 'CHARACTER_EDITS', 'RECIPES', 'Wording', 'w
            'attack_table', 'success_rate', 'rows_of', 'AttackRobustness', 'plot_success', 'augment', 'handled',
            'before_and_after', 'padded_predictions', 'speed', 'TextAttackModel', 'textattack_model']
 
-# %% ../nbs/13a_attacks.ipynb #a2c5a56d
+# %% ../nbs/13a_attacks.ipynb #775b851d
 import dataclasses
 import hashlib
 import html
@@ -29,7 +29,8 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, paired_permutation, ratio, wilson
+from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, paired_permutation, ratio,
+                             row_sums, wilson)
 from .data import IGNORE_INDEX, InputError, TokenBudgetSampler, align_labels, example_encoder, split_words
 from .metrics import Interval, entities
 from .predict import Predictor, model_input
@@ -1026,7 +1027,7 @@ def success_rate(outcomes: list,            # of one attack
     counts = [[outcome.reached, 1] for outcome in outcomes]
     return cluster_bootstrap(counts, ratio, rows, resamples, confidence, seed)
 
-# %% ../nbs/13a_attacks.ipynb #42a9e22d
+# %% ../nbs/13a_attacks.ipynb #47ee523e
 def rows_of(data,                    # rows, or a data set with splits
             split: str = "test",
            ) -> list:
@@ -1067,6 +1068,8 @@ class AttackRobustness(Check):
         result = Result(self.name, "attack success rate", rate, "sentences" if attack.goal.unit == "entities" else "texts", self.gate,
                         rows=[outcome.to_row() for outcome in won], figure=lambda: plot_success({attack.name: outcomes}))
         result.outcomes = outcomes
+        result.per_row = row_sums([[o.reached, 1] for o in outcomes], [o.case.number for o in outcomes],
+                                  len(rows_of(data, self.split)))
         return result.introduce(f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
                                 f"{np.mean([o.queries for o in outcomes]):.0f} queries a case.")
 

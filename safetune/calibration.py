@@ -7,7 +7,7 @@ __all__ = ['UNITS', 'TINY', 'SCALINGS', 'Scored', 'label_names', 'score_units', 
            'ece', 'ece_if_calibrated', 'brier', 'nll', 'signed_gaps', 'usual_unit', 'CalibrationError', 'Temperature',
            'Vector', 'entity_temperature', 'fit_scaling', 'scaled_answer', 'Calibrated', 'calibration_table']
 
-# %% ../nbs/16a_calibration.ipynb #e41b1b08
+# %% ../nbs/16a_calibration.ipynb #17a5168e
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import optimize
 
 from .attacks import rows_of
-from .checks import CannotRun, Check, Gate, Result, cluster_bootstrap, ratio, wilson
+from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, ratio, row_sums, wilson)
 from .control import retag
 from .data import InputError
 from .fairness import cluster_keys
@@ -179,7 +179,7 @@ def signed_gaps(confidence: np.ndarray, right: np.ndarray, cluster: Sequence,
         signs += np.sign(sums.sum(0) - sums)[fold, place]
     return signs / repeats * gap
 
-# %% ../nbs/16a_calibration.ipynb #b25b25a5
+# %% ../nbs/16a_calibration.ipynb #28ccd3cc
 def usual_unit(rows: Sequence[dict]) -> str:
     "Entities where there are tags, else texts."
     return "entities" if rows and "tags" in rows[0] else "texts"
@@ -215,6 +215,7 @@ class CalibrationError(Check):
         clusters = "documents" if any(row.get(self.cluster) for row in rows) else "rows"
         result = Result(self.name, f"calibration error of {unit}", interval, clusters, self.gate,
                         figure=lambda: plot_reliability({unit: scored[:2]}))
+        result.per_row = row_sums(np.stack([terms, np.ones(len(terms))], 1), scored.row, len(rows))
         return result.introduce(
             f"{len(terms):,} {unit} have a mean confidence of {scored.confidence.mean():.3f}, and "
             f"{scored.right.mean():.3f} of them are right. The plain ECE is {plain:.3f}, of which a "

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'COLUMNS', 'INTERVAL_FIELDS', 'COLOURS', 'CannotRun', 'Gate', 'minimum_detectable', 'standard_error',
            'Result', 'plot_parts', 'Check', 'wilson', 'newcombe', 'ratio', 'cluster_bootstrap', 'cluster_difference',
-           'paired_permutation', 'permutation_test', 'benjamini_hochberg', 'holm', 'gate_p_value', 'correct',
-           'detection_table', 'plot_detection']
+           'row_sums', 'influences', 'linear_counts', 'paired_permutation', 'permutation_test', 'benjamini_hochberg',
+           'holm', 'gate_p_value', 'correct', 'detection_table', 'plot_detection']
 
 # %% ../nbs/10_checks.ipynb #d99eb32f
 import html
@@ -91,7 +91,7 @@ def standard_error(interval: Interval) -> float:    # inf for an interval withou
     width = interval.high - interval.low
     return float("inf") if math.isnan(width) else width / (2 * stats.norm.ppf((1 + interval.confidence) / 2))
 
-# %% ../nbs/10_checks.ipynb #4eee4bcb
+# %% ../nbs/10_checks.ipynb #f1e6f10b
 class Result:
     "What a check found. Raises `CannotRun` if the value is no number, `InputError` without value and reason."
     def __init__(self,
@@ -123,6 +123,7 @@ class Result:
         self.p_value, self.rows, self.parts, self.reason = p_value, list(rows), list(parts), reason
         self.figure, self._sentence, self._detectable = figure, sentence, detectable
         self.p_adjusted, self.tests = None, None    # set by `correct`: adjusted p-value, tests in the family
+        self.per_row = None    # set by checks that have it: (rows, 2), whose sums have the value as their ratio
 
     value = property(lambda self: self.interval.value if self.interval else None, doc="Estimate, or None.")
     low = property(lambda self: self.interval.low if self.interval else None, doc="Lower end, or None.")
@@ -597,6 +598,27 @@ def cluster_difference(counts_a, counts_b,            # what is summed in each g
         low, high = max(-width, min(low, value - unseen)), min(width, max(high, value + unseen))
     method = f"difference of bootstrap score intervals, {resamples:,} resamples"
     return Interval(value, low, high, n, confidence, method)
+
+# %% ../nbs/10_checks.ipynb #517e8ddd
+def row_sums(counts,    # of the units, shape (units, k)
+             row,       # number of each unit's row
+             rows: int, # how many rows there are
+            ) -> np.ndarray:    # shape (rows, k); zeros for a row without units
+    "Sums over the units of each row."
+    sums = np.zeros((rows, np.shape(counts)[1]))
+    np.add.at(sums, np.asarray(row, dtype=int), np.asarray(counts, dtype=float))
+    return sums
+
+def influences(counts: np.ndarray,    # shape (rows, 2)
+              ) -> np.ndarray:        # shape (rows,), with the ratio of the sums as their mean
+    "What each row adds to a ratio of sums, to first order; for a paired permutation test."
+    value = ratio(counts.sum(axis=0))
+    return value + (counts[:, 0] - value * counts[:, 1]) / counts[:, 1].mean()
+
+def linear_counts(influence: np.ndarray,    # shape (rows,), from `influences`, or a difference of them
+                 ) -> np.ndarray:           # shape (rows, 2); the ratio of the sums is the mean influence
+    "A statistic, to first order, as a ratio of sums."
+    return np.stack([np.asarray(influence, dtype=float), np.ones(len(influence))], axis=1)
 
 # %% ../nbs/10_checks.ipynb #550161aa
 def paired_permutation(a, b,                        # values for the same rows, such as right (1) or wrong (0)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['GROUP_METRICS', 'WORD_METRICS', 'SKIPPED', 'confusion_counts', 'ratio_counts', 'group_values', 'metric_frame',
-           'cluster_keys', 'GroupGap', 'judge', 'plot_groups', 'demographic_parity', 'equalised_odds',
+           'metric_name', 'cluster_keys', 'GroupGap', 'judge', 'plot_groups', 'demographic_parity', 'equalised_odds',
            'calibration_by_group', 'name_groups', 'Counterfactual', 'plot_gaps', 'load_pairs', 'masked_copies',
            'pseudo_log_likelihoods', 'PairPreference', 'load_weat', 'embed_words', 'WordAssociation', 'reweigh',
            'resample', 'augment', 'GroupThresholds', 'compare', 'fairness_checks', 'run_fairness', 'summary_table']
 
-# %% ../nbs/12_fairness.ipynb #a1106680
+# %% ../nbs/12_fairness.ipynb #d01a022b
 import csv
 import json
 import random
@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, cluster_difference, correct,
-                             gate_p_value, paired_permutation, permutation_test, plot_parts)
+                             gate_p_value, influences, linear_counts, paired_permutation, permutation_test,
+                             plot_parts)
 from .checks import ratio as _ratio    # `ratio` is a local name below
 from .data import InputError, Report, TokenBudgetSampler, read_text, split_words
 from .metrics import Interval, entity_counts
@@ -141,7 +142,7 @@ def metric_frame(rows: list,           # rows of the schema with metadata column
     groups = pd.DataFrame({name: [rows[i][name] for i in owner] for name in columns})
     return MetricFrame(metrics=metrics, y_true=true, y_pred=found, sensitive_features=groups, **options)
 
-# %% ../nbs/12_fairness.ipynb #229f632b
+# %% ../nbs/12_fairness.ipynb #5891116c
 def _without_sign(interval: Interval, keep_low: bool = True) -> Interval:
     "Interval of the size of a signed gap; `keep_low=False` claims no lower end."
     low, high = sorted((abs(interval.low), abs(interval.high)))
@@ -154,18 +155,22 @@ def _judged(name: str, measure: str, interval: Interval, unit: str, gate: Gate |
     p_value = gate_p_value(interval, gate) if gate else p_value
     return Result(name, measure, interval, unit, gate, p_value=p_value)
 
+def metric_name(metric) -> str:    # a name in `GROUP_METRICS`, or a function
+    return getattr(metric, "__name__", str(metric)).replace("_", " ")
+
 def cluster_keys(rows: list, cluster: str) -> list:
     "What was sampled together: the values of a column, or each row by itself where there is no such column."
     return [str(row[cluster]) if row.get(cluster) else f"row {i}" for i, row in enumerate(rows)]
 
-# %% ../nbs/12_fairness.ipynb #712fde6e
+# %% ../nbs/12_fairness.ipynb #5156f79a
 class GroupGap(Check):
     "Compares a metric between groups of rows."
     name, question, default_gate = "group gap", "Is the model as good for every group?", Gate("max", 0.05)
 
     def __init__(self,
                  column,                    # metadata column, or a pair of columns for their intersections
-                 metric="recall",           # in `GROUP_METRICS`, or "overconfidence", or several of them
+                 # in `GROUP_METRICS`, or "overconfidence", or several of them, or a function
+                 metric="recall",           # (rows, predictions) -> (rows, 2) whose sums give a ratio
                  label: str = None,         # positive class or entity type; None: each class, all entities
                  against: str = "rest",     # compare a group with the "rest", or all "pairs" of groups
                  form: str = "difference",  # or "ratio" of the smaller to the larger
@@ -182,7 +187,7 @@ class GroupGap(Check):
             self.gate = Gate("min",
                              0.8)      # the four-fifths rule of US employment guidelines (29 CFR 1607.4 D)
         self.column, self.label, self.against, self.form = column, label, against, form
-        self.metrics = (metric,) if isinstance(metric, str) else tuple(metric)
+        self.metrics = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         self.min_units, self.cluster, self.skip = min_units, cluster, skip
         self.where = column if isinstance(column, str) else " & ".join(column)
 
@@ -192,7 +197,7 @@ class GroupGap(Check):
 
     def _labels(self, rows, metric):
         "The positive classes to look at."
-        if self.label is not None or "tags" in rows[0] or metric == "overconfidence":
+        if self.label is not None or "tags" in rows[0] or metric == "overconfidence" or callable(metric):
             return [self.label]
         found = sorted({label for row in rows for label in (row["label"] if isinstance(row["label"], list)
                                                             else [row["label"]])})
@@ -208,7 +213,7 @@ class GroupGap(Check):
             return names, [(f"{a} against {b}", groups == a, groups == b) for a, b in combinations(names, 2)]
         return names, [(name, groups == name, (groups != name) & (groups != "")) for name in names]
 
-# %% ../nbs/12_fairness.ipynb #2f63cb15
+# %% ../nbs/12_fairness.ipynb #3ee37b0d
 def judge(self,
           rows: list,         # rows with metadata
           predictions: list,  # of the same rows
@@ -221,8 +226,9 @@ def judge(self,
     parts, signed, scores = [], {}, {}
     for metric in self.metrics:
         for label in self._labels(rows, metric):
-            counts, unit = ratio_counts(rows, predictions, metric, label)
-            title = f"{metric.replace('_', ' ')}{f' of {label}' if label else ''}"
+            counts, unit = ((metric(rows, predictions), "rows") if callable(metric)
+                            else ratio_counts(rows, predictions, metric, label))
+            title = f"{metric_name(metric)}{f' of {label}' if label else ''}"
             bounds = (-1, 1) if metric == "overconfidence" else (0, 1)
             scores[title] = {name: self._score(counts[groups == name], keys[groups == name], bounds)
                              for name in names}
@@ -237,13 +243,15 @@ def judge(self,
         raise CannotRun(f"no group of {self.where} has anything to count", "give more rows", )
     worst = (min if self.form == "ratio" else max)(found, key=lambda part: part.value)
     measure = f"{'smallest ratio' if self.form == 'ratio' else 'largest gap'} ({worst.name})"
-    title = " and ".join(metric.replace("_", " ") for metric in self.metrics)
+    title = " and ".join(map(metric_name, self.metrics))
     title += f" of {self.label}" if self.label else ""
-    return Result(f"{title} by {self.where}", measure, worst.interval, worst.unit, parts=parts,
-                  rows=_worst_rows(rows, predictions, groups, worst.name),
-                  figure=lambda: plot_groups(scores, parts))
+    result = Result(f"{title} by {self.where}", measure, worst.interval, worst.unit, parts=parts,
+                    rows=_worst_rows(rows, predictions, groups, worst.name),
+                    figure=lambda: plot_groups(scores, parts))
+    result.per_row = worst.per_row
+    return result
 
-# %% ../nbs/12_fairness.ipynb #4a7c387d
+# %% ../nbs/12_fairness.ipynb #2ea8689a
 def _score(self, counts, keys, bounds):
     "A metric of one group with its interval, or None where it is undefined."
     try:
@@ -264,7 +272,10 @@ def _part(self, name, title, counts, keys, inside, outside, unit, bounds):
     except CannotRun as error:
         return Result(name, f"{title} gap", gate=self.gate, reason=str(error)), None
     gap = Interval(gap.value, gap.low, gap.high, max(n, 1), gap.confidence, gap.method)
-    return _judged(name, f"{title} gap", _without_sign(gap, n >= self.min_units), unit, self.gate), gap
+    part = _judged(name, f"{title} gap", _without_sign(gap, n >= self.min_units), unit, self.gate)
+    part.per_row = linear_counts(np.sign(gap.value) * (influences(counts * inside[:, None])
+                                                       - influences(counts * outside[:, None])))
+    return part, gap
 
 def _ratio_part(self, name, title, counts, keys, inside, outside, unit, n, options):
     "The ratio of the smaller to the larger value, through the bootstrap of its logarithm."
@@ -381,7 +392,7 @@ def name_groups(rows,                    # rows of the schema
         marked.append(dict(row) | {column: found.pop() if len(found) == 1 else "mixed" if found else "none"})
     return marked
 
-# %% ../nbs/12_fairness.ipynb #4302f6c0
+# %% ../nbs/12_fairness.ipynb #0a34d115
 class Counterfactual(Check):
     "Compares the answers to versions of a row that differ only in the words for a group."
     name, default_gate = "counterfactual", Gate("max", 0.05)
@@ -422,7 +433,7 @@ class Counterfactual(Check):
     def gap(self, values: np.ndarray,   # (rows, groups): sums over the units of a row
             sizes: np.ndarray,          # (rows,): units of a row
             keys: list, bounds=(-1, 1),
-           ) -> list:                   # (name, Interval with sign, p-value of no difference)
+           ) -> list:                   # (name, Interval with sign, p-value of no difference, counts a row)
         "Each group against the mean of the others; for two groups one comparison."
         found, groups = [], self.swap.groups
         for g, group in enumerate(groups[:1] if len(groups) == 2 else groups):
@@ -433,10 +444,11 @@ class Counterfactual(Check):
             interval = Interval(interval.value, interval.low, interval.high, int(sizes.sum()),
                                 self.confidence, interval.method)
             p = paired_permutation(values[:, g], others, keys, seed=self.seed)[1]
-            found.append((f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group, interval, p))
+            told = np.stack([np.sign(interval.value) * (values[:, g] - others), sizes], axis=1)
+            found.append((f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group, interval, p, told))
         return found
 
-# %% ../nbs/12_fairness.ipynb #79fff210
+# %% ../nbs/12_fairness.ipynb #3f13bf11
 def _finish(check: Counterfactual, measure: str, gated: list, others: list, shown: list,
             lines: dict) -> Result:
     "The whole result; the worst of the judged parts stands on top. Raises `CannotRun` where none can be judged."
@@ -444,15 +456,18 @@ def _finish(check: Counterfactual, measure: str, gated: list, others: list, show
         raise CannotRun("no answer holds a label that could be compared", "look at what the model answers")
     correct(gated + others)
     worst = max(gated, key=lambda part: part.value)
-    return Result(f"{measure}, {check.swap.name} swapped", f"largest gap ({worst.name})", worst.interval,
-                  worst.unit,
-                  parts=gated + others, rows=shown,
-                  figure=lambda: plot_gaps(lines, "the share of a label" if measure == "label" else measure))
+    result = Result(f"{measure}, {check.swap.name} swapped", f"largest gap ({worst.name})", worst.interval,
+                    worst.unit, parts=gated + others, rows=shown,
+                    figure=lambda: plot_gaps(lines, "the share of a label" if measure == "label" else measure))
+    result.per_row = worst.per_row
+    return result
 
-def _sized(check, name, measure, signed, unit, rows, p=None, gate=True) -> Result:
+def _sized(check, name, measure, signed, unit, rows, p=None, gate=True, per_row=None) -> Result:
     "A part from a signed gap."
     interval = _without_sign(signed, rows >= check.min_units)
-    return _judged(name, measure, interval, unit, check.gate if gate else None, p)
+    part = _judged(name, measure, interval, unit, check.gate if gate else None, p)
+    part.per_row = per_row
+    return part
 
 def _entity_result(check, predictor, rows, made, grouped):
     "Recall of the same entities in each version."
@@ -475,26 +490,28 @@ def _entity_result(check, predictor, rows, made, grouped):
         raise CannotRun("no swapped row has an entity to find", "choose another swap or scope")
     keys, values = cluster_keys(kept, check.cluster), np.array(values, dtype=float)
     gaps = check.gap(values, np.array(sizes, dtype=float), keys)
-    parts = [_sized(check, name, "recall gap", gap, "entities", len(kept), p) for name, gap, p in gaps]
+    parts = [_sized(check, name, "recall gap", gap, "entities", len(kept), p, per_row=told)
+             for name, gap, p, told in gaps]
     flip = cluster_bootstrap(np.array(flips, dtype=float), _ratio, keys, check.resamples, check.confidence,
                              check.seed)
     flip = Result("flips", "share of entities found in some versions only", flip, "sentences")
-    return _finish(check, "recall", parts, [flip], shown, {name: gap for name, gap, _ in gaps})
+    return _finish(check, "recall", parts, [flip], shown, {name: gap for name, gap, *_ in gaps})
 
 def _found(row: dict, answer: dict, chosen: list) -> list:
     "Which of the gold entities are among the predicted ones?"
     gold, predicted = read_spans(row["tags"]), {(e["type"], *e["words"]) for e in answer["entities"]}
     return [gold[e] in predicted for e in chosen]
 
-# %% ../nbs/12_fairness.ipynb #973dee97
+# %% ../nbs/12_fairness.ipynb #22632ca1
 def _text_result(check, predictor, rows, made, grouped):
     "Labels, or values, and probabilities in each version."
     keys, n, ones = cluster_keys(rows, check.cluster), len(rows), np.ones(len(rows))
     labels = [[answer["label"] for answer in answers] for answers in grouped]
     if isinstance(labels[0][0], float):
         gaps = check.gap(np.array(labels, dtype=float), ones, keys, None)
-        parts = [_sized(check, name, "gap in the value", gap, "texts", n, p) for name, gap, p in gaps]
-        return _finish(check, "value", parts, [], [], {name: gap for name, gap, _ in gaps})
+        parts = [_sized(check, name, "gap in the value", gap, "texts", n, p, per_row=told)
+                 for name, gap, p, told in gaps]
+        return _finish(check, "value", parts, [], [], {name: gap for name, gap, *_ in gaps})
     many = isinstance(labels[0][0], list)
     known = sorted({x for row in labels for one in row for x in (one if many else [one])})
     known = known if check.label is None else [check.label]
@@ -502,16 +519,16 @@ def _text_result(check, predictor, rows, made, grouped):
     place = _label_places(predictor, [answer for answers in grouped for answer in answers])
     for label in known[-1:] if len(known) == 2 and not many else known:
         values = np.array([[_has(one, label) for one in row] for row in labels], dtype=float)
-        for name, gap, p in check.gap(values, ones, keys):
-            parts.append(_sized(check, f"{label}, {name}", "gap in the share of a label", gap, "texts", n,
-                                p))
+        for name, gap, p, told in check.gap(values, ones, keys):
+            parts.append(_sized(check, f"{label}, {name}", "gap in the share of a label", gap, "texts", n, p,
+                                per_row=told))
             lines[f"{label}, {name}"] = gap
         if label in place:
             values = np.array([[answer["probabilities"][place[label]] for answer in answers]
                                for answers in grouped], dtype=float)
             others += [_sized(check, f"probability of {label}, {name}", "shift of the mean probability", gap,
                               "texts", n, p, False)
-                       for name, gap, p in check.gap(values, ones, keys)]
+                       for name, gap, p, _ in check.gap(values, ones, keys)]
     flips = np.array([len({str(one) for one in row}) > 1 for row in labels], dtype=float)
     flip = cluster_bootstrap(np.stack([flips, ones], axis=1), _ratio, keys, check.resamples, check.confidence,
                              check.seed)

@@ -7,7 +7,7 @@ __all__ = ['SHARES', 'BETTER', 'ranks', 'eraser_masks', 'erasure', 'monotonicity
            'random_measures', 'Faithfulness', 'replace_gate', 'plot_gains', 'randomised', 'rank_correlation', 'Sanity',
            'plot_sanity', 'Trust', 'plot_trust', 'read_rationale', 'agreement', 'chance_auprc', 'Plausibility']
 
-# %% ../nbs/14a_faithfulness.ipynb #ba2e8ea9
+# %% ../nbs/14a_faithfulness.ipynb #c9ef3be6
 import copy
 from dataclasses import replace
 from typing import Sequence
@@ -17,16 +17,8 @@ import pandas as pd
 import torch
 
 from .attacks import rows_of
-from safetune.checks import (
-    CannotRun,
-    Check,
-    Gate,
-    Result,
-    cluster_bootstrap,
-    correct,
-    paired_permutation,
-    ratio,
-)
+from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, paired_permutation,
+                             ratio, row_sums)
 from .data import InputError
 from .explain import METHODS, Explainer, Explanation, as_probability, layers_of, targets_of
 from .metrics import Interval
@@ -170,7 +162,7 @@ def random_measures(explainer: Explainer, rows, targets,
              for k in range(draws)]
     return {name: np.mean([one[name] for one in found], axis=0) for name in names}
 
-# %% ../nbs/14a_faithfulness.ipynb #7f028885
+# %% ../nbs/14a_faithfulness.ipynb #8a4fd79f
 class Faithfulness(Check):
     "Is a method more faithful to the model than random scores are?"
     name, question = (
@@ -200,9 +192,14 @@ class Faithfulness(Check):
     def run(self, predictor: Predictor, data) -> Result:
         "Compare with chance. Raises `CannotRun` where the model answers nothing."
         explainer = Explainer(predictor, **self.explainer)
-        rows, targets = _with_targets(predictor, rows_of(data, self.split), self.limit)
+        every = rows_of(data, self.split)
+        rows, targets, numbers = _with_targets(predictor, every, self.limit)
         chance = random_measures(explainer, rows, targets, self.names, self.draws, self.seed)
-        return self.compare(explainer, rows, targets, chance)
+        result = self.compare(explainer, rows, targets, chance)
+        gain = BETTER[self.names[0]] * (result.own[self.names[0]] - result.chance[self.names[0]])
+        result.per_row = row_sums(np.stack([gain, np.ones(len(gain))], 1),
+                                  [numbers[e.row] for e in result.explanations], len(every))
+        return result
 
     def compare(self, explainer, rows, targets, chance: dict) -> Result:
         "The result, where the measures of random scores are there already."
@@ -224,21 +221,21 @@ class Faithfulness(Check):
         result.own, result.chance, result.explanations = own, chance, explanations
         return result
 
-# %% ../nbs/14a_faithfulness.ipynb #3b41c433
+# %% ../nbs/14a_faithfulness.ipynb #59e8737d
 def replace_gate(result: Result, gate) -> Result:
     "The result with another gate."
     result.gate = gate
     return result
 
 def _with_targets(predictor, rows, limit):
-    "Rows with something to explain, and their targets."
+    "Rows with something to explain, their targets, and their numbers."
     targets = targets_of(predictor, rows)
     kept = [i for i in range(len(rows)) if targets[i]][:limit]
     if not kept:
         raise CannotRun(
             f"the model answers nothing in {len(rows)} rows", "give rows in which it finds something"
         )
-    return [rows[i] for i in kept], [targets[i] for i in kept]
+    return [rows[i] for i in kept], [targets[i] for i in kept], kept
 
 def _gain(check, name, own, chance, explanations) -> Result:
     "How much better than chance, in the direction that is good."
@@ -302,7 +299,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:    # nan where one 
         return float("nan")
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
-# %% ../nbs/14a_faithfulness.ipynb #19ae9f26
+# %% ../nbs/14a_faithfulness.ipynb #4c04dc30
 class Sanity(Check):
     "Does the explanation change when the model's weights are replaced by random ones?"
     name, question = "sanity", "Does the explanation depend on what the model has learned?"
@@ -326,7 +323,7 @@ class Sanity(Check):
         "Randomise. Raises `CannotRun` for a function, which has no weights to replace."
         if predictor.function is not None:
             raise CannotRun("a function has no weights that could be replaced", "give a model")
-        rows, targets = _with_targets(predictor, rows_of(data, self.split), self.limit)
+        rows, targets, _ = _with_targets(predictor, rows_of(data, self.split), self.limit)
         own = Explainer(predictor, **self.explainer).explain(rows, self.method, targets, **self.options)
         depth, parts = len(layers_of(predictor.model)) - 1, []
         for top in [*(range(depth + 1) if self.cascade else ()), None]:
@@ -394,7 +391,7 @@ def plot_sanity(parts: dict,    # method -> parts of `Sanity`
     figure.supxlabel("made random", fontsize=9)
     return figure
 
-# %% ../nbs/14a_faithfulness.ipynb #94d68f2a
+# %% ../nbs/14a_faithfulness.ipynb #1489254e
 class Trust(Check):
     "Which explanation can be trusted for this model and these data?"
     name, question = "explanations", "Is there an explanation of this model that can be trusted?"
@@ -415,7 +412,7 @@ class Trust(Check):
     def run(self, predictor: Predictor, data) -> Result:
         "Measure all methods. Raises `CannotRun` where the model answers nothing."
         explainer = Explainer(predictor, **self.explainer)
-        rows, targets = _with_targets(predictor, rows_of(data, self.split), self.limit)
+        rows, targets, _ = _with_targets(predictor, rows_of(data, self.split), self.limit)
         chance = random_measures(explainer, rows, targets, self.names, 3, self.seed)
         free = ("occlusion", "shap", "lime")      # what a plain function can be asked
         methods = self.methods or [

@@ -6,11 +6,10 @@
 __all__ = ['NOISES', 'RESOURCES', 'Edit', 'Passage', 'allowed', 'apply', 'Noise', 'perturb', 'variants', 'get_noise',
            'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'Homoglyphs', 'Invisible', 'Punctuation', 'Whitespace',
            'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out',
-           'metric_drop', 'influences', 'distinct_answers', 'split_rows', 'NoiseRobustness', 'paired_drop',
-           'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary', 'Defended',
-           'defence_gain']
+           'metric_drop', 'distinct_answers', 'split_rows', 'NoiseRobustness', 'paired_drop', 'plot_noise',
+           'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary', 'Defended', 'defence_gain']
 
-# %% ../nbs/13_robustness.ipynb #972979d6
+# %% ../nbs/13_robustness.ipynb #2648b041
 import random
 import re
 import unicodedata
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
-                             paired_permutation, ratio)
+                             influences, linear_counts, paired_permutation, ratio)
 from .data import InputError, split_words
 from .metrics import entities
 from .predict import Predictor, model_input
@@ -541,16 +540,10 @@ def spell_out(word: str,      # Latin letters
 
 _register(CodeSwitch())
 
-# %% ../nbs/13_robustness.ipynb #f2ab096e
+# %% ../nbs/13_robustness.ipynb #99afc166
 def metric_drop(sums: np.ndarray) -> np.ndarray:    # shape (..., 4) -> (...)
     "Metric before minus metric after, from sums of both."
     return ratio(sums[..., :2]) - ratio(sums[..., 2:])
-
-def influences(counts: np.ndarray,    # from `metric_counts`
-              ) -> np.ndarray:        # shape (rows,), with the metric as their mean
-    "What each row adds to the metric (linearised ratio); for a paired permutation test."
-    value = ratio(counts.sum(axis=0))
-    return value + (counts[:, 0] - value * counts[:, 1]) / counts[:, 1].mean()
 
 # %% ../nbs/13_robustness.ipynb #2ee59a67
 def distinct_answers(predictor: Predictor,
@@ -615,7 +608,7 @@ class NoiseRobustness(Check):
         return {(name, strength): [copies[i] for copies in table]
                 for name, table in made.items() for i, strength in enumerate(self.strengths)}
 
-# %% ../nbs/13_robustness.ipynb #057f9ac0
+# %% ../nbs/13_robustness.ipynb #b0d2669a
 def _run_noise(check: NoiseRobustness, predictor: Predictor, data) -> Result:
     "Measure the drop under every noise. Raises `CannotRun` where there is nothing to compare."
     rows = split_rows(data)
@@ -634,7 +627,7 @@ def _run_noise(check: NoiseRobustness, predictor: Predictor, data) -> Result:
     ranked = sorted(parts, key=lambda part: -part.value)
     whole = Result(check.name, f"largest drop in {_metric(rows)} ({ranked[0].name})", ranked[0].interval,
                    ranked[0].unit, parts=parts, rows=[row for part in ranked for row in part.rows])
-    whole.figure = lambda: plot_noise(whole).figure
+    whole.figure, whole.per_row = lambda: plot_noise(whole).figure, ranked[0].per_row
     return correct(whole)
 
 NoiseRobustness.run = _run_noise
@@ -652,7 +645,7 @@ def paired_drop(before: np.ndarray, after: np.ndarray,   # from `metric_counts`,
                                  bounds=(-1, 1), **options)
     return interval, "documents" if known else "rows"
 
-# %% ../nbs/13_robustness.ipynb #523e4af8
+# %% ../nbs/13_robustness.ipynb #c0cc376c
 def _part(check, name, rows, copies, before, said, clean):
     "The result for one noise at one strength."
     noisy_rows = [row for row, _ in copies]
@@ -672,7 +665,9 @@ def _part(check, name, rows, copies, before, said, clean):
               "gold": _brief(noisy_rows[i], noisy_rows[i].get("tags", noisy_rows[i].get("label"))),
               "on clean text": _brief(rows[i], clean[i]), "on noisy text": _brief(noisy_rows[i], said[i])}
              for i in order]
-    return Result(name, f"drop in {_metric(rows)}", interval, unit, gate, p if edits else None, text, shown)
+    part = Result(name, f"drop in {_metric(rows)}", interval, unit, gate, p if edits else None, text, shown)
+    part.per_row = linear_counts(influences(before) - influences(after))
+    return part
 
 def _text(row):
     "The words of a row for a reader."

@@ -25,12 +25,13 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores, 
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05_tasks.ipynb #669a794a
+# %% ../nbs/05_tasks.ipynb #773ebbff
 class Task:
     """One kind of task: how rows become features, which head the model gets,
     how outputs become predictions and scores."""
     name = ""                   # as in `--task`
     head = ""                   # class of transformers that loads the model with its head
+    judged = "score"            # what `judge` counts, in words
     loss = "cross_entropy"      # name in `safetune.losses.LOSSES`
     metric = "f1"               # key of `score` that picks the best epoch
     greater_is_better = True

@@ -245,6 +245,16 @@ def test_all_p_values_are_one_family(tagger, ner):
             assert line.decision in line.sentence, line.sentence
 
 
+@pytest.mark.parametrize("kind, least", [("whole_ner", 6), ("whole_text", 8)])
+def test_what_each_row_adds_gives_the_value(kind, least, request):
+    "The counts that a comparison pairs have the value of the check as the ratio of their sums."
+    found, _ = request.getfixturevalue(kind)
+    assert len(found.counts) >= least, list(found.counts)
+    for id, counts in found.counts.items():
+        above, below = np.asarray(counts).sum(axis=0)
+        assert above / below == pytest.approx(found[id].value, abs=1e-9), id
+
+
 def test_names_of_checks(ner):
     ground = auditing.Ground(Predictor(lambda rows: [["O"] * len(row["tokens"]) for row in rows], task=auditing.infer_task(ner)), ner, "test", load_gates())
     assert len({check.id for check in plan(ground)}) == len(plan(ground))
@@ -255,7 +265,7 @@ def test_names_of_checks(ner):
 
 
 @pytest.mark.parametrize("model, data, words", [
-    (3, None, "no model"), ("no/such/folder", None, ""), (None, {"train": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}, "other labels")])
+    (3, None, "no model"), ("no/such/folder", None, ""), (None, {"train": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}, "needs the columns tokens, tags")])
 def test_bad_input_is_one_line(model, data, words, tagger, ner):
     with pytest.raises(InputError) as caught:
         audit(tagger if model is None else model, data or ner, progress=False)
