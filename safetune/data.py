@@ -495,7 +495,7 @@ def map_columns(names,               # column names that the source has
                      "name them, as in columns={'text': ..., 'label': ...}, or the task, "
                      f"as in task='question-answering'; {listed}", file)
 
-# %% ../nbs/02_data.ipynb #217cd021
+# %% ../nbs/02_data.ipynb #f9765661
 def _as_list(value):
     "A list of strings from a list, a JSON list in a string, or a string of words."
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -503,7 +503,10 @@ def _as_list(value):
             value = json.loads(value)
         except json.JSONDecodeError:
             pass
-    items = value.split() if isinstance(value, str) else list(value if value is not None else [])
+    if value is None or isinstance(value, (str, list, tuple, np.ndarray)):
+        items = value.split() if isinstance(value, str) else list(value if value is not None else [])
+    else:
+        items = [value]
     return ["" if item is None else str(item) for item in items]
 
 def check_token_row(row: dict,       # has "tokens" and "tags"
@@ -605,7 +608,7 @@ def _as_label(label, kind, file, number):
         raise InputError(f"label {label!r:.60} is not a number", "regression needs a number in every row",
                          file, number) from None
 
-# %% ../nbs/02_data.ipynb #52688891
+# %% ../nbs/02_data.ipynb #83a6a947
 def _parsed(value):
     "A list or an object that stands in a string as JSON; numpy arrays as lists."
     if isinstance(value, str) and value[:1] in ("[", "{"):
@@ -616,6 +619,11 @@ def _parsed(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 def _string(value): return "" if _is_missing(value) else str(value)
+
+def _items(value):
+    "The list that a value is, or holds as JSON; empty where it is none."
+    value = _parsed(value)
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 def _has_text(row, names, report, file, number):
     "Report the first of the columns that is empty; True where none is."
@@ -706,7 +714,7 @@ def check_relation_row(row: dict,    # words or a marked sentence; head, tail, l
             return []
     return [{**row, "head": list(head), "tail": list(tail), "label": label}]
 
-# %% ../nbs/02_data.ipynb #7562e3b0
+# %% ../nbs/02_data.ipynb #108f1147
 def _entity(value):
     "(start, end, type) of an entity; None where it cannot be read."
     value = _parsed(value)
@@ -745,12 +753,12 @@ def spread_pairs(row: dict,    # tokens, entities, relations
         report.found(kind, problem, remedy, "leave it out", file, number)
 
     entities, names = [], {}
-    found = [_entity(entity) for entity in _parsed(row.pop("entities")) or []]
+    found = [_entity(entity) for entity in _items(row.pop("entities"))]
     for i, entity in enumerate(found):
         if entity is None or not 0 <= entity[0] < entity[1] <= len(row["tokens"]):
             drop("mention out of place", f"entity {i} is not inside the {len(row['tokens'])} words",
                  "count words from 0, the end not included")
-    for i, relation in enumerate(map(_relation, _parsed(row.pop("relations")) or [])):
+    for i, relation in enumerate(map(_relation, _items(row.pop("relations")))):
         if relation is None or not all(0 <= k < len(found) for k in relation[:2]) or len({*relation[:2]}) < 2:
             drop("relation of no entities", f"relation {i} does not name two of the {len(found)} entities",
                  "give the numbers of its entities, counted from 0")
@@ -766,7 +774,7 @@ def spread_pairs(row: dict,    # tokens, entities, relations
             for i, a in entities for j, b in entities if i != j and not check_mentions(
                 len(row["tokens"]), a[:2], b[:2])]
 
-# %% ../nbs/02_data.ipynb #603a2a7c
+# %% ../nbs/02_data.ipynb #6b94acff
 def _answers(row):
     "[(text, start)] of a question, from SQuAD's two lists, a list of answers, or a text and its start."
     if "answers" not in row:
@@ -774,14 +782,14 @@ def _answers(row):
         return [(text, row.get("answer_start"))] if text.strip() else []
     value = _parsed(row["answers"])
     if isinstance(value, dict):
-        texts, starts = value.get("text", []), value.get("answer_start", [])
-        texts, starts = ([part] if isinstance(part, (str, int)) else list(part if part is not None else [])
-                         for part in (texts, starts))
-        value = [{"text": text, "answer_start": start}
-                 for text, start in zip(texts, starts + [None] * (len(texts) - len(starts)))]
-    elif _is_missing(value) or isinstance(value, str):
-        value = [{"text": value, "answer_start": None}] if _string(value).strip() else []
-    return [(_string(answer.get("text")), answer.get("answer_start")) for answer in value]
+        texts, starts = ([part] if isinstance(part, (str, int)) else _items(part)
+                         for part in (value.get("text"), value.get("answer_start")))
+        return [(_string(text), start)
+                for text, start in zip(texts, starts + [None] * (len(texts) - len(starts)))]
+    if isinstance(value, (list, tuple)):
+        value = [answer if isinstance(answer, dict) else {"text": answer} for answer in value]
+        return [(_string(answer.get("text")), answer.get("answer_start")) for answer in value]
+    return [(str(value), None)] if _string(value).strip() else []
 
 def _place(text, start, context):
     "Where an answer stands: at its start, or at the only place where the context has it; else None."
@@ -819,18 +827,19 @@ def check_question_row(row: dict,    # question, context, and answers or answer 
     return [{**row, "question": str(row["question"]).strip(), "context": context,
              "answers": {"text": [text for text, _ in kept], "answer_start": [place for _, place in kept]}}]
 
-# %% ../nbs/02_data.ipynb #9b8fdef5
+# %% ../nbs/02_data.ipynb #d8b03069
 def unpack_row(row: dict) -> list:    # rows
     "Rows inside a row: the paragraphs and questions of a SQuAD file, the languages of a translation."
     if isinstance(row.get("paragraphs"), (list, tuple)):
         shared = {"title": row["title"]} if "title" in row else {}
         return [{**shared, "context": paragraph.get("context"), **question}
-                for paragraph in row["paragraphs"] for question in paragraph.get("qas", [])]
+                for paragraph in row["paragraphs"] if isinstance(paragraph, dict)
+                for question in _items(paragraph.get("qas")) if isinstance(question, dict)]
     if isinstance(row.get("translation"), dict):
         return [{**{k: v for k, v in row.items() if k != "translation"}, **row["translation"]}]
     return [row]
 
-# %% ../nbs/02_data.ipynb #4d84e976
+# %% ../nbs/02_data.ipynb #2281c6ec
 _COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}    # of COPA
 
 def _choice_number(label, choices, names):
@@ -852,11 +861,12 @@ def check_choice_row(row: dict,    # question, choices, label, optionally contex
     "At least two different choices, and a label that is one of them."
     choices, names = _parsed(row["choices"]), []
     if isinstance(choices, dict):    # CommonsenseQA
-        choices, names = choices.get("text", []), [_string(name) for name in choices.get("label", [])]
-    if isinstance(choices, (list, tuple)) and choices and isinstance(choices[0], dict):
+        choices, names = _items(choices.get("text")), [_string(name) for name in _items(choices.get("label"))]
+    choices = _items(choices)
+    if choices and all(isinstance(choice, dict) for choice in choices):
         names = [_string(choice.get("label")) for choice in choices]
         choices = [choice.get("text") for choice in choices]
-    choices = [_string(choice).strip() for choice in choices] if isinstance(choices, (list, tuple)) else []
+    choices = [_string(choice).strip() for choice in choices]
     question, context = _string(row.get("question")).strip(), _string(row.get("context")).strip()
     if not question and not context:
         report.found("empty question", "the question is empty", "fill it or remove the row", "drop the row",
@@ -877,7 +887,7 @@ def check_choice_row(row: dict,    # question, choices, label, optionally contex
     return [{**row, "question": question, **({"context": context} if "context" in row else {}),
              "choices": choices, "label": right}]
 
-# %% ../nbs/02_data.ipynb #d104c727
+# %% ../nbs/02_data.ipynb #21356ad3
 ROLES = {"system": "system", **dict.fromkeys(("user", "human", "prompter"), "user"),
          **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bard", "bing", "ai"), "assistant")}
 
@@ -892,7 +902,7 @@ def check_pair_row(row: dict,    # source, target
 def _turns(row):
     "[(role, content)] of a row, from messages, or from a prompt and a completion."
     if "messages" in row:
-        found = _parsed(row.pop("messages"))
+        found = _items(row.pop("messages"))
     else:
         prompt, completion = _parsed(row.pop("prompt")), _parsed(row.pop("completion"))
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):    # both as messages
@@ -902,7 +912,6 @@ def _turns(row):
             parts = prompt if isinstance(prompt, list) else [prompt]
             prompt = "\n\n".join(_string(part).strip() for part in parts if _string(part).strip())
             found = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    found = found if isinstance(found, (list, tuple)) else []
     return [(_string(turn.get("role", turn.get("from"))),
              _string(turn.get("content", turn.get("value"))).strip())
             if isinstance(turn, dict) else ("", "") for turn in found]
@@ -998,7 +1007,7 @@ def _set_labels(checked, kind, allowed, report, files):
                              "correct it or allow it", "drop the row", files[split], number)
         checked[split] = known
 
-# %% ../nbs/02_data.ipynb #87ac27a2
+# %% ../nbs/02_data.ipynb #559abddc
 ROW_CHECKS = {"relation-extraction": check_relation_row, "question-answering": check_question_row,
           "multiple-choice": check_choice_row, "translation": check_pair_row, "summarization": check_pair_row,
           "dialogue": check_dialogue_row, **dict.fromkeys(LANGUAGE_MODELLING, check_plain_row)}
@@ -1027,7 +1036,7 @@ def _renamed(row, mapping, missing):
 _RESERVED = {name for form in ROW_FORMS.values() for name in (*form.needs, *form.allows)}
 
 def _set_aside(row, form):
-    "The row with metadata renamed that bears the name of another task's column, by which rows are told apart."
+    "The row with metadata renamed that bears the name of another task's column: rows are told apart by it."
     own = {*ROW_FORMS[form].needs, *ROW_FORMS[form].allows}
     return {f"other_{name}" if name in _RESERVED - own else name: value for name, value in row.items()}
 
