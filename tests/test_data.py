@@ -5,10 +5,11 @@ import random
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from safetune.data import (InputError, Report, TokenBudgetSampler, detect_scheme, example_encoder, group_rows, load_data, read_conll,
-                           split_data, to_iob2)
+from safetune.data import (LAYOUTS, ROW_CHECKS, ROW_FORMS, InputError, Report, TokenBudgetSampler, describe, detect_scheme,
+                           example_encoder, form_of, full_text, group_rows, load_data, read_conll, row_labels, text_key, to_iob2,
+                           split_data, with_splits)
 
 
 def test_wnut17_is_read_as_its_readme_says(wnut17):
@@ -150,3 +151,93 @@ def test_token_batches_hold_every_row_once_within_budget(lengths, budget, epoch,
 
 def test_the_example_encoder_is_the_development_package(minilm):
     assert example_encoder() == minilm
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_every_form_comes_back_from_a_file_as_its_example(tmp_path):
+    for task, form in ROW_FORMS.items():
+        row = json.loads(form.example)
+        data = load_data(write(tmp_path, f"{task}.jsonl", row), task=task)["train"]
+        assert {name: data[0][name] for name in form.needs} == {name: row[name] for name in form.needs}, task
+        assert form_of(data.column_names) in (task, *(other for other in ROW_FORMS if ROW_FORMS[other].needs == form.needs))
+        assert describe(DatasetDict({"train": data})).loc["train", "rows"] == 1
+        assert len(load_data(DatasetDict({"train": data}), task=task)["train"]) == 1    # the schema reads itself
+
+
+def test_every_form_says_what_it_needs(tmp_path):
+    path = write(tmp_path, "x.jsonl", {"a": 1, "b": 2})
+    for task in ROW_FORMS:
+        if "classification" not in task and task != "regression":
+            with pytest.raises(InputError, match=f"{task} needs {', '.join(ROW_FORMS[task].needs)}"):
+                load_data(path, task=task)
+
+
+def test_a_squad_file_and_a_csv_of_answers(tmp_path):
+    questions = [{"id": "a", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}], "is_impossible": False},
+                 {"id": "b", "question": "When?", "answers": [], "is_impossible": True}]
+    squad = {"version": "v2.0", "data": [{"title": "Rome", "paragraphs": [{"context": "Ada left.", "qas": questions}]}]}
+    for content in (squad, json.dumps(squad, indent=1)):
+        part = load_data(write(tmp_path, "dev-v2.0.json", content))["validation"]
+        assert part["id"][:] == ["a", "b"] and part["title"][:] == ["Rome"] * 2
+        assert part["answers"][:] == [{"text": ["Ada"], "answer_start": [0]}, {"text": [], "answer_start": []}]
+    flat = load_data(write(tmp_path, "train.csv", "question,context,answer,answer_start\nWho?,Ada left.,Ada,0\nWhen?,Ada left.,,\n"))
+    assert [len(a["text"]) for a in flat["train"]["answers"]] == [1, 0]
+
+
+def test_semeval_marks_become_words():
+    row = {"sentence": 'The <e1>child</e1>, said Ada, was in the <e2>wooden cradle</e2>.', "relation": "Content-Container(e1,e2)"}
+    data = load_data([row, {**row, "relation": "Other"}])["train"]
+    assert data[0]["tokens"][data[0]["head"][0]:data[0]["head"][1]] == ["child"]
+    assert data[0]["tokens"][data[0]["tail"][0]:data[0]["tail"][1]] == ["wooden", "cradle"]
+    assert data["label"][:] == ["Content-Container(e1,e2)", "no_relation"]
+
+
+def test_bad_rows_are_named_or_counted(tmp_path):
+    good = {"question": "Who?", "context": "Ada left.", "answers": {"text": ["Ada"], "answer_start": [0]}}
+    bad = {**good, "answers": {"text": ["Ada"], "answer_start": [40]}}
+    path = write(tmp_path, "q.jsonl", "\n".join(map(json.dumps, [good, bad, {**bad, "context": "Ada and Ada."}])))
+    with pytest.raises(InputError, match=r"q.jsonl, row 2: the answer 'Ada' does not stand in the context at 40") as error:
+        load_data(path)
+    assert "\n" not in str(error.value)
+    report = Report()
+    data = load_data(path, on_error="repair", report=report)["train"]
+    assert report.counts == {"answer out of place": 2} and len(data) == 2 and data[1]["answers"]["answer_start"] == [0]
+
+
+def test_pairs_of_a_sentence_and_questions_of_a_context_stay_together():
+    pairs = load_data([{"tokens": "a b c d".split(), "entities": [[0, 1, "X"], [1, 2, "X"], [2, 4, "Y"]], "relations": [[0, 2, "r"]]}
+                       for _ in range(1)])["train"]
+    assert len(pairs) == 6 and len(set(group_rows(pairs))) == 1
+    assert pairs["label"][:].count("r") == 1 and pairs[0]["tags"] == ["B-X", "B-X", "B-Y", "I-Y"]
+    contexts = [{"question": f"q{i}", "context": f"the context number {i // 5} has words", "answers": {"text": [], "answer_start": []}}
+                for i in range(100)]
+    splits = with_splits(load_data(contexts))
+    sides = [set(part["context"]) for part in splits.values()]
+    assert len(splits) == 3 and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers(-3, 40) | st.floats(allow_nan=False) | st.text(max_size=8),
+                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+                               st.sampled_from(["text", "answer_start", "role", "content", "from", "value", "start", "end", "type", "pos",
+                                                "head", "tail", "label", "indices", "words"]), inner, max_size=3), max_leaves=8)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_hostile_rows_give_rows_or_one_line(data):
+    task = data.draw(st.sampled_from(list(ROW_CHECKS)))
+    names = sorted({name for layout in LAYOUTS[task] for theirs in layout.values() for name in theirs.replace("?", "").split()})
+    row = json.loads(ROW_FORMS[task].example)
+    row.update(data.draw(st.dictionaries(st.sampled_from(names), json_values, max_size=4)))
+    on_error = data.draw(st.sampled_from(["raise", "repair"]))
+    try:
+        table = load_data([row], task=task, on_error=on_error)["train"]
+        for new in table:
+            assert row_labels(new) is not None and full_text(new).strip() and text_key(new)
+    except InputError as error:
+        assert "\n" not in str(error)
