@@ -10,7 +10,7 @@ __all__ = ['logger', 'SIZES', 'CACHE', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NE
            'audited_split', 'audit', 'finish_entry', 'run_plan', 'make_record', 'headline', 'recorded_training',
            'Audit', 'save_audit', 'counts_of', 'junit', 'read_audit', 'Comparison', 'compare']
 
-# %% ../nbs/20_audit.ipynb #b6be7561
+# %% ../nbs/20_audit.ipynb #1dbe4890
 import copy
 import hashlib
 import html
@@ -36,7 +36,7 @@ from .calibration import CalibrationError, label_names, score_units, usual_unit
 from .checks import (COLOURS, INTERVAL_FIELDS, CannotRun, Gate, Result, cluster_bootstrap, correct,
                              gate_p_value, influences, linear_counts, paired_permutation, plot_parts, ratio,
                              row_sums, wilson)
-from .data import InputError, load_data
+from .data import InputError, full_text, load_data
 from .errors import WorseSlices
 from .evidence import hash_model, hash_rows, now, versions, write_manifest
 from .fairness import Counterfactual, GroupGap, demographic_parity, equalised_odds, fairness_checks
@@ -45,7 +45,7 @@ from .faithfulness import Faithfulness, Sanity
 from .findings import write_atomic
 from .gates import Gates, load_gates
 from .metrics import Interval, entities, label_counts
-from .predict import INPUTS, Predictor
+from .predict import Predictor
 from .privacy import MembershipInference, train_shadows
 from .robustness import NoiseRobustness, metric_drop, paired_drop, plot_noise
 from .shortcuts import Shortcuts
@@ -128,21 +128,11 @@ class Ground:
             return self.rows
         return name_groups(name_groups(self.rows, "gender"), "origin")
 
-# %% ../nbs/20_audit.ipynb #1e88194a
+# %% ../nbs/20_audit.ipynb #de3c98cb
 def as_text(row: dict) -> dict:    # with "id" and "text"
-    "All that a row gives a model to read, and what it should answer, as one text."
-    told = []
-    for name in (*INPUTS, "target", "answers"):
-        value = row.get(name)
-        if name in ("head", "tail", "head_type", "tail_type") or value is None:
-            continue
-        if isinstance(value, dict):    # answers: {"text": [...], "answer_start": [...]}
-            value = value.get("text", ())
-        if not isinstance(value, str):
-            value = (" " if name == "tokens" else "\n").join(
-                turn.get("content") or "" if isinstance(turn, dict) else str(turn) for turn in value)
-        told.append(value)
-    return {"id": row.get("id", ""), "text": "\n".join(told)}
+    "All that there is to read in a row, as one text; of a relation also which mentions are asked about."
+    mentions = [" ".join(row["tokens"][slice(*row[name])]) for name in ("head", "tail") if name in row]
+    return {"id": row.get("id", ""), "text": "\n".join([full_text(row), *mentions])}
 
 # %% ../nbs/20_audit.ipynb #2d17c05f
 @dataclass(frozen=True)

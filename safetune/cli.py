@@ -222,7 +222,7 @@ def add_predict(commands):
                         help="replace bytes that are not UTF-8, instead of stopping")
     parser.set_defaults(run=predict)
 
-# %% ../nbs/21_cli.ipynb #350fd7af
+# %% ../nbs/21_cli.ipynb #29d0598e
 def _lines(stream, name, repair):
     "Lines of a binary stream as text, with their numbers."
     from safetune.data import InputError
@@ -233,34 +233,41 @@ def _lines(stream, name, repair):
             raise InputError(f"byte 0x{raw[error.start]:02x} is not valid UTF-8",
                              "save it as UTF-8, or pass --repair", name, number) from None
 
-def _items(lines, name, kind):
-    "Items to predict from numbered lines: JSON objects, or texts."
+def _items(lines, name, kind, task):
+    "Rows to predict from numbered lines: JSON objects, or texts."
     from safetune.data import InputError
+    from safetune.predict import INPUTS
+    needed = [column for column in task.columns if column in INPUTS] or ["text"]
+    plain = needed in (["text"], ["tokens"])    # a tagger takes a text, too
     for number, line in lines:
         if kind == "auto":
             kind = "jsonl" if line.lstrip().startswith("{") else "text"
         if kind == "text":
-            yield {"text": line}
+            yield task.read(line)
         elif line.strip():
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})",
                                  "write one JSON object a line", name, number) from None
-            if not isinstance(row, dict) or not (isinstance(row.get("text"), str)
-                                                 or _is_words(row.get("tokens"))):
+            if plain and not (isinstance(row, dict) and (isinstance(row.get("text"), str)
+                                                         or _is_words(row.get("tokens")))):
                 raise InputError("has neither a text nor a list of tokens",
                                  'write {"text": "..."} or {"tokens": ["...", "..."]}', name, number)
+            if not isinstance(row, dict) or not plain and not set(needed) <= set(row):
+                raise InputError(f"has not all of {', '.join(needed)}, which {task.name} reads",
+                                 f"write {{{', '.join(f'{json.dumps(column)}: ...' for column in needed)}}}",
+                                 name, number)
             yield row
 
 def _is_words(tokens): return isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
 
-def read_items(arguments):
+def read_items(arguments, task):
     "What to predict, one item after the other."
     from safetune.data import InputError, Report, read_conll, read_csv, read_file
     path, kind = arguments.file, arguments.format
     if path == "-":
-        yield from _items(_lines(sys.stdin.buffer, "stdin", arguments.repair), "stdin", kind)
+        yield from _items(_lines(sys.stdin.buffer, "stdin", arguments.repair), "stdin", kind, task)
         return
     if not Path(path).is_file():
         raise InputError("there is no such file", "check the path, or use - for stdin", path)
@@ -272,9 +279,9 @@ def read_items(arguments):
         return
     with open(path, "rb") as stream:
         yield from _items(_lines(stream, path, arguments.repair), path,
-                          "text" if kind == "auto" and suffix == ".txt" else kind)
+                          "text" if kind == "auto" and suffix == ".txt" else kind, task)
 
-# %% ../nbs/21_cli.ipynb #6559d61b
+# %% ../nbs/21_cli.ipynb #fbf0fb23
 def predict(arguments) -> int:
     "Predict and write JSON lines."
     from safetune.predict import Predictor, to_json
@@ -283,7 +290,7 @@ def predict(arguments) -> int:
     ids = []  # of the items whose answers are still to come
 
     def items():
-        for item in read_items(arguments):
+        for item in read_items(arguments, predictor.task):
             ids.append(item.get("id"))
             yield item
 

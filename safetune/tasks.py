@@ -25,7 +25,7 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores, 
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05_tasks.ipynb #773ebbff
+# %% ../nbs/05_tasks.ipynb #5ccdec5b
 class Task:
     """One kind of task: how rows become features, which head the model gets,
     how outputs become predictions and scores."""
@@ -61,6 +61,14 @@ class Task:
     def labels_of(cls, data) -> list:
         "Label names of a data set, in the order of the model's outputs; empty for a task without labels."
         return []
+
+    @classmethod
+    def of_data(cls, data, labels: list):
+        "The task for a data set whose labels are known."
+        return cls(labels)
+
+    def calibrate(self, model, rows: list, predictions: list):
+        "Fit on validation what the answers need beside the model, such as a threshold; kept in its configuration."
 
     def prepare(self, tokenizer, model=None):
         "Give the tokenizer, and the model where there is one, what the task needs; may be called again."
@@ -386,7 +394,7 @@ class Regression(SequenceClassification):
         return bootstrap_scores(regression_scores, [row["label"] for row in rows],
                                 [p["label"] for p in predictions], **options)
 
-# %% ../nbs/05_tasks.ipynb #28626e2d
+# %% ../nbs/05_tasks.ipynb #d89354c8
 TASKS = {}    # name -> class
 _NAMED = set()    # names of tasks that are never read off the columns
 
@@ -416,6 +424,7 @@ def infer_task(data,         # DatasetDict in the schema
     columns = part.column_names
     kind = label_kind(label for p in data.values() for label in p["label"]) if "label" in columns else ""
     candidates = [get_task(name)] if name else [task for task in TASKS.values() if task.name not in _NAMED]
+    candidates.sort(key=lambda task: -len(task.columns))    # relations have tokens and tags as well
     task = next((task for task in candidates if task.fits(columns, kind)), None)
     if task is None:
         needs = "; ".join(f"{task.name}: {', '.join(task.columns)}" for task in candidates)
@@ -429,7 +438,7 @@ def infer_task(data,         # DatasetDict in the schema
         raise InputError(f"only one label ({', '.join(map(str, labels))}) in the data",
                          "a classifier needs at least two")
     _warn_unseen(task, data, labels)
-    return task(labels)
+    return task.of_data(data, labels)
 
 def _warn_unseen(task, data, labels):
     "A label that occurs outside train only cannot be learned; say so once."

@@ -11,7 +11,7 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'learn_piece
            'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'finish_run', 'Tuner', 'history_table',
            'write_json', 'save_model', 'plot_history', 'suggest', 'search']
 
-# %% ../nbs/06_tuning.ipynb #1cd2b697
+# %% ../nbs/06_tuning.ipynb #9425ad91
 import dataclasses
 import json
 import logging
@@ -39,7 +39,8 @@ from transformers import (AutoConfig, EarlyStoppingCallback, Trainer, TrainerCal
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
-from .tasks import Collator, infer_task, load_model, load_tokenizer, max_input_length, run_model
+from .tasks import (Collator, Task, infer_task, load_model, load_tokenizer, max_input_length,
+                            run_model)
 
 logger = logging.getLogger("safetune")
 
@@ -740,7 +741,7 @@ def finish_run(tuner):
         tuner.model, tuner._lora = tuner._lora.merge_and_unload(), None
     tuner.model = tuner.model.eval()
 
-# %% ../nbs/06_tuning.ipynb #169c1f80
+# %% ../nbs/06_tuning.ipynb #3b5b103d
 class Tuner:
     "Fine-tunes a pretrained model. Raises `InputError` if data, model or a setting is at fault."
     def __init__(self,
@@ -812,6 +813,8 @@ class Tuner:
                 raise
             finally:
                 finish_run(self)
+        if type(self.task).calibrate is not Task.calibrate:
+            self.task.calibrate(self.model, list(self.data["validation"]), self.predict("validation"))
         self.settings, self.history = settings, history_table(self.trainer.state.log_history)
         return self.history
 
