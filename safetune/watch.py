@@ -308,7 +308,7 @@ def _view(self) -> dict:
 
 Watch._bad, Watch._predicted, Watch._surged, Watch._keep, Watch.view = _bad, _predicted, _surged, _keep, _view
 
-# %% ../nbs/17d_watch.ipynb #a81f3014
+# %% ../nbs/17d_watch.ipynb #26a95ea8
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c2733;--soft:#5d6d7e;--line:#3b78b0;--bad:#c0392b;--good:#2a7f4f;--paper:#fff;--edge:#d5dbe1}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#a3b0bd;--line:#7fb2e0;--bad:#f0877b;--good:#6cc796;--paper:#14191f;--edge:#38424d}}
@@ -325,28 +325,29 @@ td{display:inline-block;border:0;padding:0 .8rem 0 0}td.what{display:block}}
 """
 
 def line_svg(means: np.ndarray,      # shape (points,); nan: no value
-             usual: float,           # mean in the reference
+             usual,                  # mean in the reference; or what was expected, shape (points,)
              marks: Sequence = (),   # places 0..1 along the line where alarms were raised
              label: str = "",        # for those who cannot see it
              width: int = 320, height: int = 84) -> str:
     "A time line as SVG."
-    known = means[np.isfinite(means)]
-    low, high = float(min([usual, *known])), float(max([usual, *known]))
+    base = np.broadcast_to(np.asarray(usual, dtype=float), max(len(means), 2) if np.ndim(usual) == 0 else len(means))
+    known = np.concatenate([line[np.isfinite(line)] for line in (np.asarray(means, dtype=float), base)])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
     low, high = low - margin, high + margin
-    def x(i): return 1 + (width - 2) * i / max(len(means) - 1, 1)
     def y(v): return height - 14 - (height - 18) * (v - low) / (high - low)
-    path, pen = "", "M"
-    for i, value in enumerate(means):
-        if math.isfinite(value):
-            path, pen = path + f"{pen}{x(i):.1f} {y(value):.1f}", "L"
-        else:
-            pen = "M"
+    def path_of(values):
+        path, pen = "", "M"
+        for i, value in enumerate(values):
+            if math.isfinite(value):
+                path += f"{pen}{1 + (width - 2) * i / max(len(values) - 1, 1):.1f} {y(value):.1f}"
+            pen = "L" if math.isfinite(value) else "M"
+        return path
     drawn = "".join(f'<line x1="{1 + (width - 2) * m:.1f}" x2="{1 + (width - 2) * m:.1f}" y1="2" y2="{height - 12}" '
                     'stroke="var(--bad)" stroke-dasharray="3 2"/>' for m in marks)
     return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}">{drawn}'
-            f'<line x1="0" x2="{width}" y1="{y(usual):.1f}" y2="{y(usual):.1f}" stroke="var(--soft)" stroke-width="1"/>'
-            f'<path d="{path}" fill="none" stroke="var(--line)" stroke-width="1.5"/>'
+            f'<path d="{path_of(base)}" fill="none" stroke="var(--soft)" stroke-width="1"/>'
+            f'<path d="{path_of(means)}" fill="none" stroke="var(--line)" stroke-width="1.5"/>'
             f'<text x="2" y="{height - 2}" font-size="10" fill="var(--soft)">{low:.3g} to {high:.3g}</text></svg>')
 
 def _figures(watch, alerts, most=200):
@@ -368,7 +369,27 @@ def _figures(watch, alerts, most=200):
                      f'<figcaption>{html.escape(text)}</figcaption></figure>')
     return "".join(drawn)
 
-# %% ../nbs/17d_watch.ipynb #49825f5d
+# %% ../nbs/17d_watch.ipynb #28cdf9b3
+def _surge_figures(surges: Surges, most: int = 24) -> str:
+    "Time lines of counts, with the surges marked."
+    trail, last, drawn = surges.trail, surges.bucket, []
+    marks = {}
+    for bucket, column in surges.started:
+        marks.setdefault(column, []).append(bucket)
+    order = sorted(range(trail.shape[2]), key=lambda c: (c not in surges.open, c not in marks, -trail[:, 0, c].sum()))
+    for column in order[:most]:
+        topic, name = surges.names[column]
+        counts, is_open = trail[:, 0, column], column in surges.open
+        started = marks.get(column, ())
+        places = [min(max(1 - (last - bucket) / max(len(counts), 1), 0), 1) for bucket in started]
+        text = (f"{name}{f' about {topic}' if topic else ''}: {counts.sum():,.0f} in {len(counts):,} buckets of "
+                f"{surges.plan.width / 60:g} minutes, at most {counts.max(initial=0):,.0f} in one; "
+                f"{len(started)} surge{'' if len(started) == 1 else 's'}{', one is open' if is_open else ''}")
+        drawn.append(f'<figure{" class=open" if is_open else ""}>{line_svg(counts, trail[:, 1, column], places, text)}'
+                     f'<figcaption>{html.escape(text)}</figcaption></figure>')
+    return "".join(drawn)
+
+# %% ../nbs/17d_watch.ipynb #b648aaf0
 def page_of(watch: Watch, refresh: int = 0) -> str:    # seconds after which a browser loads it again; 0: never
     "The state of a watch as one HTML page."
     text, view, alerts = html.escape, watch.view(), watch.store.alerts(most=300)
@@ -398,7 +419,16 @@ Written {show_time(time.time())} UTC.</p>
 <h2>Series</h2><p class="soft">The grey line is the mean in the reference, a dashed line an alarm. {len(watch.monitor.series)} series are
 watched by {text(', '.join(plan.tests))}; the probability of any false drift alarm within {plan.horizon:,} events is at most
 {plan.rate:g}, if the stream stays as the reference was.</p>
-<div class="grid">{_figures(watch, alerts)}</div></main></body></html>"""
+<div class="grid">{_figures(watch, alerts)}</div>{_surge_section(watch.surges)}</main></body></html>"""
+
+def _surge_section(surges):
+    drawn = _surge_figures(surges)
+    if not drawn:
+        return ""
+    state = (f"It is still learning what is usual, from the first {surges.plan.learn:,} buckets." if surges.learning
+             else f"{len(surges.open)} of {len(surges.names):,} counts surge now.")
+    return (f'<h2>Counts by topic and class</h2><p class="soft">The grey line is what was expected, a dashed line the '
+            f'beginning of a surge. {state}</p><div class="grid">{drawn}</div>')
 
 def write_page(watch: Watch, refresh: int = 0):
     "Write index.html into the folder of a watch."

@@ -11,15 +11,18 @@ import sys
 import threading
 import time
 import urllib.request
+from itertools import product
 
 import numpy as np
 import pytest
+from browser import SCHEMES, WIDTHS, axe, axe_path, chromium, chromium_path, opened, overflow
 
 from safetune.alerts import (AlertRule, Courier, EmailSink, FileSink, NotDelivered, Receiver, Rules, Store, WebhookSink, dashboard,
                              metrics_of, read_rules, read_settings, serve_metrics, sign, verify_signature)
 from safetune.data import InputError
 from safetune.drift import Monitor, Plan
 from safetune.monitoring import Alarm
+from safetune.surges import SurgePlan
 from safetune.watch import Screen, Source, Watch, line_svg, manage_alerts, monitor_stream, page_of, parse_line, run_watch
 
 
@@ -246,23 +249,24 @@ def test_page_and_terminal_show_data_as_text(tmp_path):
 
 
 def test_page_in_the_browser(tmp_path):
-    "At desktop and phone width, light and dark: nothing is loaded, nothing runs over the edge."
-    api = pytest.importorskip("playwright.sync_api")
-    if not os.path.exists("/usr/bin/chromium"):
-        pytest.skip("no Chromium at /usr/bin/chromium")
+    "At desktop and phone width, light and dark: nothing is loaded, nothing runs over the edge, axe has no complaint."
+    pytest.importorskip("playwright.sync_api")
+    if chromium_path() is None:
+        pytest.skip("no Chromium")
     rng = np.random.default_rng(0)
-    watch = Watch(tmp_path, make_monitor)
-    watch.see([make_event(rng, i, i > 500) for i in range(1500)])
-    (tmp_path / "p.html").write_text(page_of(watch))
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            tab, asked = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme), []
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.goto((tmp_path / "p.html").as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            assert len(asked) == 1 and tab.locator("figure").count() == len(watch.monitor.series)
-        browser.close()
+    watch = Watch(tmp_path, make_monitor, SurgePlan(learn=24))
+    events = [make_event(rng, i, i > 500) for i in range(1500)]
+    watch.see([{**event, "topic": "app", "time": 1.7e9 + 600 * i} for i, event in enumerate(events)])
+    page_file = tmp_path / "p.html"
+    page_file.write_text(page_of(watch))
+    with chromium() as browser:
+        for width, scheme in product(WIDTHS, SCHEMES):
+            with opened(browser, page_file, width, scheme) as tab:
+                assert overflow(tab) <= 0 and not tab.alarms
+                assert tab.locator("figure").count() > len(watch.monitor.series)
+                assert tab.get_by_role("heading", name="Counts by topic and class").count() == 1
+                if axe_path():
+                    assert axe(tab, axe_path().read_text(encoding="utf-8")) == []
 
 
 def test_bad_lines_in_one_line_each():
