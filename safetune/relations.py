@@ -23,7 +23,7 @@ from .tasks import Task, register, softmax
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05a_relations.ipynb #d3a2029b
+# %% ../nbs/05a_relations.ipynb #6b59dcd7
 SIDES = ("HEAD", "TAIL")
 
 def marker(side: str,              # "HEAD" or "TAIL"
@@ -35,7 +35,8 @@ def marker(side: str,              # "HEAD" or "TAIL"
 
 def all_markers(types) -> list:    # types of entities
     "Every marker that a task with these types needs; those without a type are for types it does not know."
-    return [marker(side, kind, closing) for kind in ["", *types] for side in SIDES for closing in (False, True)]
+    return [marker(side, kind, closing)
+            for kind in ["", *types] for side in SIDES for closing in (False, True)]
 
 def mark_words(tokens: list,                     # words
                head, tail,                       # [start, end) of the mentions, in words
@@ -56,11 +57,11 @@ def mark_words(tokens: list,                     # words
             places.append(place)
     return words, places
 
-# %% ../nbs/05a_relations.ipynb #29227ef4
+# %% ../nbs/05a_relations.ipynb #9599a636
 def nearest_words(costs: list,     # subwords of each word
                   head, tail,      # [start, end) of the mentions, in words
                   room: int,       # subwords that fit, markers not counted
-                 ) -> tuple:       # (numbers of the words that are kept, "" or what was lost: "outside", "between")
+                 ) -> tuple:       # (numbers of the words kept, what is lost: "", "outside" or "between")
     "The words nearest to two mentions, as many as fit."
     if sum(costs) <= room:
         return list(range(len(costs))), ""
@@ -79,12 +80,12 @@ def nearest_words(costs: list,     # subwords of each word
         kept.append(word)
     return sorted(kept), "outside" if whole else "between"
 
-# %% ../nbs/05a_relations.ipynb #c7d98f0a
+# %% ../nbs/05a_relations.ipynb #d00a0680
 def _listed(labels): return [[] if label == NO_RELATION else [label] for label in labels]
 
 def relation_scores(gold: list,    # relation of each pair
                     pred: list,    # the same, as predicted
-                   ) -> dict:      # precision, recall, f1 (micro, without no_relation), per_label, accuracy, ...
+                   ) -> dict:      # precision, recall, f1 (micro, without no_relation), per_label, accuracy
     "Micro precision, recall and F1 over all relations but `no_relation`, as TACRED's scorer."
     scores = classification_scores(_listed(gold), _listed(pred))
     right = float(np.mean([g == p for g, p in zip(gold, pred)])) if len(gold) else 0.0
@@ -114,7 +115,7 @@ def entity_kinds(data) -> list:    # DatasetDict
     return sorted({kind for part in data.values() for name in ("head_type", "tail_type")
                    if name in part.column_names for kind in part[name] if kind})
 
-# %% ../nbs/05a_relations.ipynb #1c78bb03
+# %% ../nbs/05a_relations.ipynb #c91259a1
 @register
 class RelationExtraction(Task):
     "The relation between two mentions in a sentence, read at their markers."
@@ -152,8 +153,8 @@ class RelationExtraction(Task):
         if "tokens" not in row and "text" in row:
             row["marked"] = row.pop("text")
         if not {"marked", "tokens"} & set(row) or not ("marked" in row or {"head", "tail"} <= set(row)):
-            raise InputError(f"the row has only {', '.join(row)}", "give tokens, head and tail, or a text with "
-                             "<e1>...</e1> and <e2>...</e2> around the mentions")
+            raise InputError(f"the row has only {', '.join(row)}", "give tokens, head and tail, "
+                             "or a text with <e1>...</e1> and <e2>...</e2> around the mentions")
         labelled = "label" in row
         row = check_relation_row({**row, "label": row.get("label", NO_RELATION)}, Report(), "input", 0)[0]
         return row if labelled else {name: value for name, value in row.items() if name != "label"}
@@ -179,9 +180,9 @@ class RelationExtraction(Task):
             pieces = Counter(plain.word_ids(i))
             marked.append(self._marked(row, [pieces[word] for word in range(len(row["tokens"]))], room))
         if len(rows) > self.lost[""]:
-            logger.warning("%s of %s sentences do not fit into %s subwords: words far from the mentions are "
-                           "left out, in %s of them also words between the mentions", len(rows) - self.lost[""],
-                           len(rows), max_length, self.lost["between"])
+            logger.warning("%s of %s sentences do not fit into %s subwords: words far from the mentions "
+                           "are left out, in %s of them also words between the mentions",
+                           len(rows) - self.lost[""], len(rows), max_length, self.lost["between"])
         encoding = tokenizer(marked, is_split_into_words=True, truncation=True, max_length=max_length)
         opening = {tokenizer.convert_tokens_to_ids(marker(side, kind)): i for i, side in enumerate(SIDES)
                    for kind in ["", *self.types]}
@@ -194,7 +195,8 @@ class RelationExtraction(Task):
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
     def decode(self, rows, features, outputs):
-        found = [logits[np.asarray(feature["word_at"]) >= 0].sum(0) for feature, logits in zip(features, outputs)]
+        found = [logits[np.asarray(feature["word_at"]) >= 0].sum(0)
+                 for feature, logits in zip(features, outputs)]
         predictions = []
         for row, p in zip(rows, softmax(np.stack(found)) if found else []):
             words, relation = list(row["tokens"]), self.labels[p.argmax()]
@@ -218,7 +220,7 @@ class RelationExtraction(Task):
 
     def baseline(self, train, rows): return usual_relations(train, rows)
 
-# %% ../nbs/05a_relations.ipynb #f17f12b9
+# %% ../nbs/05a_relations.ipynb #75799636
 def relation_judgement(rows: list, predictions: list) -> np.ndarray:    # shape (rows, 2)
     "Per row: 2 * right relations, and predicted plus gold ones; the ratio of the sums is the micro-F1."
     gold = np.array([row["label"] for row in rows], dtype=object)
@@ -229,7 +231,7 @@ def relation_judgement(rows: list, predictions: list) -> np.ndarray:    # shape 
 def usual_relations(train: list,    # labelled rows
                     rows: list,     # rows to answer
                    ) -> tuple:      # (predictions, what they are in words)
-    "The most frequent answer for the types of head and tail, or the most frequent relation, if that scores better."
+    "The most frequent answer for the types of head and tail, or the most frequent relation if better."
     counts = defaultdict(Counter)
     for row in train:
         counts[type_pair(row)][row["label"]] += 1
@@ -265,10 +267,11 @@ def add_markers(tokenizer,
             pieces = [i for i in tokenizer(words, add_special_tokens=False)["input_ids"] if i < before]
             table[number] = table[pieces or slice(0, before)].mean(0)
 
-# %% ../nbs/05a_relations.ipynb #e1e8d2b2
+# %% ../nbs/05a_relations.ipynb #5a704004
 def entity_at(tokens, span, kind: str) -> dict:    # [start, end) in words
     "An entity as predictions have it."
-    return {"type": kind or "", "words": [int(span[0]), int(span[1])], "text": " ".join(tokens[span[0]:span[1]])}
+    start, end = map(int, span)
+    return {"type": kind or "", "words": [start, end], "text": " ".join(tokens[start:end])}
 
 def sentences_of(rows,        # labelled rows, one a pair of mentions
                 ) -> list:    # rows with tokens, entities, triples, and tags where the rows have them
@@ -278,7 +281,8 @@ def sentences_of(rows,        # labelled rows, one a pair of mentions
         tokens = list(row["tokens"])
         pair = [entity_at(tokens, row[side], kind) for side, kind in zip(("head", "tail"), type_pair(row))]
         kept = sentences.setdefault(sentence_key(row), {
-            "tokens": tokens, "entities": [], "triples": [], **({"tags": list(row["tags"])} if row.get("tags") else {})})
+            "tokens": tokens, "entities": [], "triples": [],
+            **({"tags": list(row["tags"])} if row.get("tags") else {})})
         kept["entities"] += [entity for entity in pair if entity not in kept["entities"]]
         if row["label"] != NO_RELATION:
             kept["triples"].append({"subject": pair[0], "relation": row["label"], "object": pair[1]})
@@ -297,7 +301,7 @@ def pairs_of(tokens: list, entities: list) -> list:    # rows without labels
                              "head_type": a.get("type", ""), "tail_type": b.get("type", "")})
     return rows
 
-# %% ../nbs/05a_relations.ipynb #234fabd0
+# %% ../nbs/05a_relations.ipynb #20a8e0d5
 class TripleExtractor:
     "Triples from sentences: entities from one model, relations between all pairs of them from another."
     def __init__(self,
@@ -308,15 +312,17 @@ class TripleExtractor:
 
     def predict(self, items: list,   # texts, word lists, or rows with tokens (and entities)
                ) -> list:            # dicts with tokens, entities, triples
-        "Entities and triples of each sentence. Raises `InputError` where there are no entities to start from."
+        "Entities and triples of each sentence. Raises `InputError` where there are no entities."
         if self.entities is not None:
-            found = [{"tokens": list(p["tokens"]), "entities": p["entities"]} for p in self.entities.predict(items)]
+            found = [{"tokens": list(p["tokens"]), "entities": p["entities"]}
+                     for p in self.entities.predict(items)]
         else:
             found = [self._given(item, number) for number, item in enumerate(items, 1)]
         pairs = [pairs_of(sentence["tokens"], sentence["entities"]) for sentence in found]
         answers = iter(self.relations.predict([pair for part in pairs for pair in part]))
-        return [{**sentence, "triples": [triple for pair in part if (triple := self._triple(pair, next(answers)))]}
-                for sentence, part in zip(found, pairs)]
+        triples = [[self._triple(pair, next(answers)) for pair in part] for part in pairs]
+        return [{**sentence, "triples": [triple for triple in part if triple]}
+                for sentence, part in zip(found, triples)]
 
     @staticmethod
     def _given(item, number):
@@ -338,10 +344,11 @@ class TripleExtractor:
         "Entities and triples of one sentence."
         return self.predict([item])[0]
 
-# %% ../nbs/05a_relations.ipynb #75c50b2e
+# %% ../nbs/05a_relations.ipynb #42ca91cb
 def triple_key(triple: dict, strict: bool = True) -> tuple:
     "What two triples must share to be the same; types do not count where `strict` is off."
-    ends = [(*triple[side]["words"], *([triple[side]["type"]] if strict else [])) for side in ("subject", "object")]
+    ends = [(*triple[side]["words"], *([triple[side]["type"]] if strict else []))
+            for side in ("subject", "object")]
     return (ends[0], triple["relation"], ends[1])
 
 def triple_counts(gold: list, predicted: list,    # sentences with "triples", in the same order
@@ -349,7 +356,8 @@ def triple_counts(gold: list, predicted: list,    # sentences with "triples", in
                  ) -> Counts:                     # per sentence and relation
     "Right, predicted and gold triples. Raises `InputError` where the two lists differ in length."
     if len(gold) != len(predicted):
-        raise InputError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones", "give one for each")
+        raise InputError(f"{len(gold)} gold sentences but {len(predicted)} predicted ones",
+                         "give one for each")
     names = sorted({t["relation"] for part in (gold, predicted) for s in part for t in s["triples"]})
     counts = np.zeros((3, len(gold), max(1, len(names))))
     for i, pair in enumerate(zip(predicted, gold)):

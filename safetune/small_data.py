@@ -45,10 +45,11 @@ def _makers(seed, n):
         rng = random.Random(f"{seed}/{split}")
         yield split, round(n * share), NameMaker(split, seed, rng), rng
 
-# %% ../nbs/05g_small_data.ipynb #37d6a356
+# %% ../nbs/05g_small_data.ipynb #18f46784
 RELATIONS = {   # relation -> (types of head and tail, clauses; {h} is the head)
-    "works_for": ("PER ORG", """{h} works for {t}|{h} , an engineer at {t} ,|{t} hired {h}|{h} joined {t} last year
-        |{t} appointed {h} as chief accountant|{h} has a job at {t}|{h} , who is employed by {t} ,"""),
+    "works_for": ("PER ORG", """{h} works for {t}|{h} , an engineer at {t} ,|{t} hired {h}
+        |{h} joined {t} last year|{t} appointed {h} as chief accountant
+        |{h} has a job at {t}|{h} , who is employed by {t} ,"""),
     "founded": ("PER ORG", """{h} founded {t}|{t} was started by {h}|{h} set up {t} with a loan
         |{t} , founded by {h} ,|{h} is the founder of {t}|{h} built {t} from nothing"""),
     "born_in": ("PER LOC", """{h} was born in {t}|{h} , a native of {t} ,|{t} is the birthplace of {h}
@@ -76,10 +77,10 @@ _ENDS = ("on Monday .", "last week .", ", it was said .", ".", ".", "according t
 
 def _clauses(text): return [clause.strip() for clause in text.split("|")]
 
-# %% ../nbs/05g_small_data.ipynb #516d5e41
+# %% ../nbs/05g_small_data.ipynb #6248e27a
 def _clause(names: NameMaker, rng):
     "(words, entities as (start, end, type), relations as (head, tail, name)) of one clause."
-    if rng.random() < 0.65:
+    if rng.random() < 0.7:
         relation = rng.choice(sorted(RELATIONS))
         kinds, clauses = RELATIONS[relation]
     else:
@@ -102,7 +103,7 @@ def _sentence(names: NameMaker, rng) -> dict:
     words, entities, relations = _clause(names, rng)
     if words[-1] == ",":
         words += rng.choice(("spoke first", "made no comment", "drew attention")).split()
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         words += rng.choice(_JOINTS).split()
         more, found, related = _clause(names, rng)
         if more[-1] == ",":
