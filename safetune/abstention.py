@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'risk_coverage', 'aurc', 'plot_risk_coverage', 'risk_bound'
            'nonconformity', 'conformal_quantile', 'Conformal', 'plot_coverage', 'ConformalCoverage', 'entity_types_of',
            'span_probabilities', 'entity_examples', 'control_risk', 'span_score', 'EntityCandidates']
 
-# %% ../nbs/16b_abstention.ipynb #6a3f36b8
+# %% ../nbs/16b_abstention.ipynb #02509ab2
 import math
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from .attacks import rows_of
-from .calibration import label_names, score_units, usual_unit
+from .calibration import label_names, names_for, score_units, usual_unit
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct, gate_p_value,
                              plot_parts, ratio, row_sums)
 from .data import InputError
@@ -119,7 +119,7 @@ def sgr(confidence: Sequence, wrong: Sequence,    # of calibration rows, indepen
     return Selection(float(line["threshold"]), target, delta, best[1], float(line["risk"]),
                      float(line["coverage"]), n)
 
-# %% ../nbs/16b_abstention.ipynb #c0feb8a7
+# %% ../nbs/16b_abstention.ipynb #fc59fd64
 class SelectiveRisk(Check):
     "Share of wrong answers among those with a confidence of at least the threshold."
     name, question = "selective risk", "Are the answers above the threshold as reliable as promised?"
@@ -140,7 +140,7 @@ class SelectiveRisk(Check):
         rows = rows_of(data, self.split)
         answers, unit = predictor.predict(rows), self.unit or usual_unit(rows)
         scored = score_units(rows, answers, unit,
-                             None if unit == "entities" else label_names(predictor, self.labels))
+                             names_for(predictor, rows, unit, self.labels))
         kept = scored.confidence >= self.threshold
         if not kept.any():
             raise CannotRun(f"none of {len(kept):,} {unit} reaches the threshold {self.threshold:g}",

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'SIZES', 'CACHE', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NEXT', 'PRIVACY_NEXT', 'ALPHA', 'Ground', 'as_text',
-           'Planned', 'any_task', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds', 'said_all', 'ScoreOf',
-           'noisy_place', 'recipe', 'plan', 'copy_with', 'left_out', 'one_line', 'run_check', 'draw', 'check_key',
-           'check_file', 'keep', 'kept', 'every', 'correct_all', 'overall', 'summary', 'as_predictor', 'task_name',
-           'audited_split', 'audit', 'finish_entry', 'run_plan', 'make_record', 'headline', 'recorded_training',
-           'Audit', 'save_audit', 'counts_of', 'junit', 'read_audit', 'Comparison', 'compare']
+           'shared_text', 'Planned', 'any_task', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows',
+           'share_of_kinds', 'said_all', 'ScoreOf', 'noisy_place', 'recipe', 'plan', 'copy_with', 'left_out',
+           'one_line', 'run_check', 'draw', 'check_key', 'check_file', 'keep', 'kept', 'every', 'correct_all',
+           'overall', 'summary', 'as_predictor', 'task_name', 'audited_split', 'audit', 'finish_entry', 'run_plan',
+           'make_record', 'headline', 'recorded_training', 'Audit', 'save_audit', 'counts_of', 'junit', 'read_audit',
+           'Comparison', 'compare']
 
-# %% ../nbs/20_audit.ipynb #1dbe4890
+# %% ../nbs/20_audit.ipynb #c7dfb768
 import copy
 import hashlib
 import html
@@ -32,7 +33,7 @@ import pandas as pd
 
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
 from .attacks import AttackRobustness
-from .calibration import CalibrationError, label_names, score_units, usual_unit
+from .calibration import CalibrationError, label_names, names_for, score_units, usual_unit
 from .checks import (COLOURS, INTERVAL_FIELDS, CannotRun, Gate, Result, cluster_bootstrap, correct,
                              gate_p_value, influences, linear_counts, paired_permutation, plot_parts, ratio,
                              row_sums, wilson)
@@ -67,17 +68,24 @@ SIZES = {    # name -> (default, thorough); None: all
 }
 CACHE = 1_000_000    # answers that are remembered: all of them, for any audit that ends in a day
 
-# %% ../nbs/20_audit.ipynb #d1dc232e
+# %% ../nbs/20_audit.ipynb #1cfe60c1
 class Ground:
     "What the checks of an audit share. Raises `InputError` for data or a model that cannot be audited."
     def __init__(self, predictor: Predictor, data, split: str, gates: Gates, thorough: bool = False,
                  seed: int = 0, tuner=None, path: str = None):
         self.predictor, self.data, self.split, self.gates = predictor, data, split, gates
         self.thorough, self.seed, self.tuner, self.path = thorough, seed, tuner, path
-        self.rows = list(data[split])
+        self.rows = self.of(split)
         self.tagged = predictor.task.name == "token-classification"
         self.labelled = isinstance(predictor.task, SequenceClassification) and "text" in self.rows[0]
         self.sampled = ""    # of the check that runs now
+
+    def of(self, split: str) -> list:
+        "Rows of a split; of tags only where they are what the model answers."
+        part = self.data[split]
+        if "tags" in part.column_names and self.predictor.task.name != "token-classification":
+            part = part.remove_columns("tags")
+        return list(part)
 
     def size(self, name: str) -> int:    # None: all
         "How much a dear check looks at."
@@ -103,7 +111,7 @@ class Ground:
         "The rows of a split beside the audited one. Raises `CannotRun` if there are none."
         if split == self.split or split not in self.data or not len(self.data[split]):
             raise CannotRun(f"there is no split {split!r} beside the audited one", f"give a split {split!r}")
-        return list(self.data[split])
+        return self.of(split)
 
     @cached_property
     def keys(self) -> list: return cluster_keys(self.rows, "document")
@@ -118,8 +126,15 @@ class Ground:
     def findings(self):
         "What the screening of all splits finds."
         from safetune.screening import screen
-        plain = (lambda row: row) if self.tagged or self.labelled else as_text
-        return screen({split: list(map(plain, part)) for split, part in self.data.items()}, progress="")
+        return screen({split: [row for _, row in part] for split, part in self.screened.items()}, progress="")
+
+    @cached_property
+    def screened(self) -> dict:
+        "split -> (number, row) of what is screened: questions and relations of one text stand for it once."
+        if self.tagged or self.labelled:
+            return {split: list(enumerate(part)) for split, part in self.data.items()}
+        return {split: list({shared_text(row): (i, as_text(row)) for i, row in reversed(list(enumerate(part)))
+                             }.values())[::-1] for split, part in self.data.items()}
 
     @cached_property
     def grouped(self) -> list:
@@ -128,13 +143,16 @@ class Ground:
             return self.rows
         return name_groups(name_groups(self.rows, "gender"), "origin")
 
-# %% ../nbs/20_audit.ipynb #de3c98cb
+# %% ../nbs/20_audit.ipynb #0515b699
 def as_text(row: dict) -> dict:    # with "id" and "text"
-    "All that there is to read in a row, as one text; of a relation also which mentions are asked about."
-    mentions = [" ".join(row["tokens"][slice(*row[name])]) for name in ("head", "tail") if name in row]
-    return {"id": row.get("id", ""), "text": "\n".join([full_text(row), *mentions])}
+    "All that there is to read in a row, as one text."
+    return {"id": row.get("id", ""), "text": full_text(row)}
 
-# %% ../nbs/20_audit.ipynb #2d17c05f
+def shared_text(row: dict) -> str:    # the context of a question, the sentence of a relation, else all
+    "What may stand in several rows of a split by design."
+    return row["context"] if row.get("context") and "question" in row else full_text(row)
+
+# %% ../nbs/20_audit.ipynb #7b0e9688
 @dataclass(frozen=True)
 class Planned:
     "A check that an audit plans."
@@ -154,6 +172,10 @@ CHECKS = []    # in the order in which they run
 
 def any_task(ground: Ground) -> bool: return True
 
+def with_confidence(ground: Ground) -> bool:
+    "Is there a probability for each answer that could be given?"
+    return ground.tagged or ground.labelled or bool(ground.predictor.task.labels) or "choices" in ground.rows[0]
+
 def planned(id: str, title: str, question: str, **options) -> Callable:
     "Register the function below as a check."
     def register(function):
@@ -163,23 +185,23 @@ def planned(id: str, title: str, question: str, **options) -> Callable:
         return function
     return register
 
-# %% ../nbs/20_audit.ipynb #d343bcab
-def finding_rows(findings, most: int = 20) -> list:    # of dicts, personal data masked
+# %% ../nbs/20_audit.ipynb #6c18c2a6
+def finding_rows(ground: Ground, findings, most: int = 20) -> list:    # of dicts, personal data masked
     "Findings as rows of evidence."
-    return [{"kind": f.kind, "split": f.split, "row": f.row + 1, "message": f.message, "text": f.text}
-            for f in findings.worst_first()[:most].shown()]
+    return [{"kind": f.kind, "split": f.split, "row": ground.screened[f.split][f.row][0] + 1,
+             "message": f.message, "text": f.text} for f in findings.worst_first()[:most].shown()]
 
 def share_of_rows(ground: Ground, id: str, findings: Sequence, rows: set, splits: Sequence[str],
                   what: str) -> Result:
     "Share of the rows of some splits that have findings."
-    findings, n = type(ground.findings)(findings,
-                                        ground.findings.rows), sum(len(ground.data[s]) for s in splits)
+    findings = type(ground.findings)(findings, ground.findings.rows)
+    n = sum(len(ground.screened[split]) for split in splits)
     interval, gate = wilson(len(rows), n, ground.gates.confidence), ground.gates.rule(id).gate
     kinds = pd.Series([f.kind for f in findings], dtype=object).value_counts().sort_index()
     told = "; ".join(f"{kind} {count:,}" for kind, count in kinds.items()) or "none"
     return Result(what, "share of rows", interval, "rows", gate,
                   gate_p_value(interval, gate),
-                  rows=finding_rows(findings)).introduce(
+                  rows=finding_rows(ground, findings)).introduce(
         f"{len(rows):,} of {n:,} rows ({', '.join(splits)}). Findings: {told}.")
 
 def share_of_kinds(ground: Ground, id: str, kinds: Sequence[str], splits: Sequence[str], what: str) -> Result:
@@ -225,7 +247,7 @@ def _personal(ground: Ground, id: str) -> Result:
 def _damage(ground: Ground, id: str) -> Result:
     return share_of_kinds(ground, id, ["encoding", "length/empty"], list(ground.data), "damage")
 
-# %% ../nbs/20_audit.ipynb #4c56aeda
+# %% ../nbs/20_audit.ipynb #0828cc54
 SURE = 0.99    # score from which a row is accused
 
 @planned("data/wrong-labels", "Wrong labels in the training data", "How many training labels look wrong?",
@@ -255,7 +277,7 @@ def _wrong_labels(ground: Ground, id: str) -> Result:
 def _other(ground: Ground, id: str) -> Result:
     rest = [f for f in ground.findings if f.kind.split("/")[0] not in (
         "leakage", "duplicate", "personal", "encoding") and f.kind != "length/empty"]
-    rest, n = type(ground.findings)(rest, ground.findings.rows), sum(map(len, ground.data.values()))
+    rest, n = type(ground.findings)(rest, ground.findings.rows), sum(map(len, ground.screened.values()))
     places = {}
     for f in rest:
         places.setdefault(f.kind, set()).add((f.split, f.row))
@@ -264,7 +286,7 @@ def _other(ground: Ground, id: str) -> Result:
     every = wilson(len({place for found in places.values() for place in found}), n, ground.gates.confidence)
     gate = ground.gates.rule(id).gate
     return Result("other findings", "share of rows", every, "rows", gate, parts=parts,
-                  rows=finding_rows(rest))
+                  rows=finding_rows(ground, rest))
 
 # %% ../nbs/20_audit.ipynb #164b0f29
 @planned("performance/score", "Score", "How good is the model on rows that it has not seen?", cost=3,
@@ -580,20 +602,22 @@ def _shadows(ground: Ground, id: str) -> Result:
     return MembershipInference(others=ground.split, shadows=shadows, progress="",
                                **ground.options(id)).run(ground.predictor, data)
 
-# %% ../nbs/20_audit.ipynb #198154c8
+# %% ../nbs/20_audit.ipynb #7d8a65cd
 @planned("control/calibration", "Confidence", "Is the model as often right as its confidence says?", cost=1,
          next=("Scale the confidences on validation: safetune.calibration.fit_scaling",),
-         limits="A mean over all answers; single groups may be off (see overconfidence in fairness).")
+         limits="A mean over all answers; single groups may be off (see overconfidence in fairness).",
+         fits=with_confidence)
 def _calibration(ground: Ground, id: str) -> Result:
     return CalibrationError(split=ground.split, **ground.options(id)).run(ground.predictor, ground.rows)
 
 @planned("control/selective-risk", "Answers above a threshold", "Do sure answers hold what they promise?",
          cost=1,
          next=("Raise the threshold, or send more answers to a person", "Choose it on newer data"),
-         limits="The threshold is chosen on validation; the promise holds for rows drawn like those.")
+         limits="The threshold is chosen on validation; the promise holds for rows drawn like those.",
+         fits=with_confidence)
 def _selective(ground: Ground, id: str) -> Result:
     validation, unit = ground.other("validation"), usual_unit(ground.rows)
-    names = None if unit == "entities" else label_names(ground.predictor)
+    names = names_for(ground.predictor, validation, unit)
     scored = score_units(validation, ground.predictor.predict(validation), unit, names)
     chosen = sgr(scored.confidence, ~scored.right)
     if not math.isfinite(chosen.threshold):
@@ -630,11 +654,12 @@ def _candidates(ground: Ground, id: str) -> Result:
          "Do sets of answers hold the truth as often as promised?", cost=1,
          next=("Fit the sets on newer rows, or on each group by itself",),
          limits="An average over all rows, and void "
-         "where the audited rows differ in kind from validation.")
+         "where the audited rows differ in kind from validation.",
+         fits=with_confidence)
 def _conformal(ground: Ground, id: str) -> Result:
     if ground.tagged:
         return _candidates(ground, id)
-    if ground.predictor.task.name != "text-classification":
+    if ground.predictor.task.name not in ("text-classification", "relation-extraction"):
         raise CannotRun("sets are for texts with one label, and for entities", "nothing to do")
     validation = ground.other("validation")
     scored = score_units(validation, ground.predictor.predict(validation), "texts",

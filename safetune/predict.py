@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INPUTS', 'ANSWERS', 'complete', 'check_item', 'model_input', 'Predictor', 'to_json']
 
-# %% ../nbs/07_predict.ipynb #6e5d810b
+# %% ../nbs/07_predict.ipynb #17347482
 import itertools
 import json
 import os
@@ -14,6 +14,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from . import questions, relations  # noqa: F401  their tasks register themselves
 from .data import InputError, well_formed
 from .metrics import entities
 from .tasks import (Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model,

@@ -11,7 +11,7 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'learn_piece
            'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'finish_run', 'Tuner', 'history_table',
            'write_json', 'save_model', 'plot_history', 'suggest', 'search']
 
-# %% ../nbs/06_tuning.ipynb #9425ad91
+# %% ../nbs/06_tuning.ipynb #83b7cfe1
 import dataclasses
 import json
 import logging
@@ -36,6 +36,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments,
                           set_seed)
 
+from . import questions, relations  # noqa: F401  their tasks register themselves
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
