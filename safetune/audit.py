@@ -170,7 +170,9 @@ class Planned:
 
 CHECKS = []    # in the order in which they run
 
-def any_task(ground: Ground) -> bool: return True
+def any_task(ground: Ground) -> bool:
+    "For checks that can judge every task."
+    return True
 
 def with_confidence(ground: Ground) -> bool:
     "Is there a probability for each answer that could be given?"
@@ -224,6 +226,7 @@ def _leakage(ground: Ground, id: str) -> Result:
     rows = {int(leader.removeprefix(start)) for leader in leaders} | again
     return share_of_rows(ground, id, found, rows, [ground.split], "leakage")
 
+# %% ../nbs/20_audit.ipynb #8477d183
 @planned("data/duplicates", "Copies in the training data", "Does the training data repeat itself?",
          next=("Drop the copies: safetune screen DATA --clean", "Look at copies with different labels first"),
          limits="Near copies are found by shared runs of words; a paraphrase is not found.", cost=0.1,
@@ -323,7 +326,9 @@ def _score_counts(ground: Ground, value: float) -> np.ndarray:    # shape (rows,
     counts = task.judge(ground.rows, ground.answers)
     return counts if abs(ratio(counts.sum(0)) - value) < 1e-6 else None
 
-def said_all(answers: Sequence[dict]) -> list: return [said(answer) for answer in answers]
+def said_all(answers: Sequence[dict]) -> list:
+    "Tags, label or text of each answer."
+    return [said(answer) for answer in answers]
 
 def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
     "Share of the absolute error of the training mean that the model takes away."
@@ -336,6 +341,7 @@ def _mean_baseline(ground: Ground, id: str, train: list) -> Result:
                   gate_p_value(interval, gate)).introduce(
         f"The mean of train is off by {simple.mean():.3g} on average, the model by {mine.mean():.3g}.")
 
+# %% ../nbs/20_audit.ipynb #50755d89
 @planned("performance/baseline", "Gain over no model", "Is the model better than looking answers up?",
          cost=0.3,
          next=("Do not ship: a dictionary or the most frequent label does as well",
@@ -628,6 +634,7 @@ def _selective(ground: Ground, id: str) -> Result:
 
 ALPHA = 0.1    # share of truths that the sets may miss
 
+# %% ../nbs/20_audit.ipynb #6d33693f
 def _candidates(ground: Ground, id: str) -> Result:
     "Share of the entities that candidates fitted on validation hold."
     validation, gate = ground.other("validation"), ground.gates.rule(id).gate

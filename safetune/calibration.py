@@ -54,6 +54,7 @@ def _of_tokens(rows, predictions, labels):
     row = np.repeat(np.arange(len(rows)), [len(row["tags"]) for row in rows])
     return p, gold, row
 
+# %% ../nbs/16a_calibration.ipynb #677c35ae
 def score_units(rows: Sequence[dict],          # with their labels
                 predictions: Sequence[dict],   # with probabilities
                 unit: str,                     # one of UNITS

@@ -78,6 +78,7 @@ def model_input(row: dict,
 # %% ../nbs/07_predict.ipynb #f9ac6930
 _MORE_INPUTS = frozenset(INPUTS) - {"tokens", "text", "text_pair"}
 
+# %% ../nbs/07_predict.ipynb #c0b282ae
 class Predictor:
     """Predictions of a saved model, a Hub model, a model in memory, or a function
     (list of rows -> list of answers). Raises `InputError` if it cannot be had."""

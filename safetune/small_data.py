@@ -226,6 +226,7 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
 }
 _LEADS = ("", "", "{p} asks: ", "{p} wonders. ", "A riddle for {p}: ")
 
+# %% ../nbs/05g_small_data.ipynb #3fc6d3f1
 def _facts_by_split(seed):
     "split -> {(question, thing): class}; every thing keeps some of its facts in train."
     parts = {split: {} for split in SPLITS}

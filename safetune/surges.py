@@ -100,6 +100,7 @@ def fit_season(season: Season, buckets: np.ndarray, counts: np.ndarray, rounds: 
 # %% ../nbs/17b_surges.ipynb #88288a0f
 SHOWN_BUCKETS, SHOWN_KEYS = 336, 200    # of the time lines on a page
 
+# %% ../nbs/17b_surges.ipynb #e5d4dac5
 class Surges:
     "Watches counts by topic and class for surges. Raises `InputError` for what cannot be read."
     def __init__(self, plan: SurgePlan = None):

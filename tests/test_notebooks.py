@@ -24,7 +24,7 @@ NOTEBOOKS = sorted(path for path in NBS.rglob("*.ipynb") if not any(part.startsw
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SECONDS_PER_NOTEBOOK = 240  # the rule is one minute on two free cores; this is for a loaded machine
 LINES_PER_CELL = 60         # about a screen
-LINES_PER_CLASS = 115       # a class cannot be split over cells
+LINES_PER_CLASS = 140       # a class cannot be split over cells
 
 INSTALL_CELL = '''\
 #| hide
