@@ -156,6 +156,7 @@ def _judged(name: str, measure: str, interval: Interval, unit: str, gate: Gate |
     return Result(name, measure, interval, unit, gate, p_value=p_value)
 
 def metric_name(metric) -> str:    # a name in `GROUP_METRICS`, or a function
+    "The name of a metric, in words."
     return getattr(metric, "__name__", str(metric)).replace("_", " ")
 
 def cluster_keys(rows: list, cluster: str) -> list:

@@ -105,9 +105,11 @@ def relation_intervals(gold: list, pred: list,
 
 # %% ../nbs/05a_relations.ipynb #b58f8d70
 def type_pair(row: dict) -> tuple:    # a row with head and tail
+    "Types of head and tail."
     return row.get("head_type") or "", row.get("tail_type") or ""
 
 def sentence_key(row: dict) -> str:    # the same for all pairs of a sentence
+    "What names the sentence of a pair."
     return str(row["sentence"]) if row.get("sentence") else " ".join(row["tokens"])
 
 def entity_kinds(data) -> list:    # DatasetDict
