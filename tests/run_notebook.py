@@ -6,6 +6,7 @@ Prints the seconds it took and exits 0, or prints the source of the cell that fa
 import argparse
 import contextlib
 import io
+import multiprocessing
 import os
 import re
 import sys
@@ -52,6 +53,8 @@ def run(notebook: Path,     # an absolute path
 def run_in_child(notebook: Path, log: Path, sender) -> None:
     "Run a notebook in a process of its own, in a group of its own; all that it prints goes to `log`."
     os.setsid()
+    # A notebook is nobody's worker: transformers' collators, for one, ask for the number of a worker in any other process.
+    multiprocessing.current_process().name = "MainProcess"
     with open(log, "wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
