@@ -152,12 +152,12 @@ def _fact(kind, names, rng):
         return f"{rng.choice(_MADE_OF.split())} {rng.choice(_GOODS.split())}"
     return names.draw(kind)
 
-# %% ../nbs/05g_small_data.ipynb #f6b7736f
-def _told(names, rng):
+# %% ../nbs/05g_small_data.ipynb #dbb22ced
+def _told(names, rng, companies):
     "(context, companies, {(company, kind of fact): (answer, its place in the context)})."
-    companies, told = names.several(["ORG", "ORG"]), []
+    companies, told = names.several(["ORG"] * companies), []
     for company in companies:
-        for what in rng.sample(sorted(FACTS), rng.randint(2, 3)):
+        for what in rng.sample(sorted(FACTS), rng.randint(2, 3) if len(companies) > 1 else rng.randint(3, 4)):
             kind, sentences, _ = FACTS[what]
             answer = _fact(kind, names, rng)
             while any(answer in other or other in answer for other in [*companies, *(t[2] for t in told)]):
@@ -174,14 +174,15 @@ def _told(names, rng):
 def sample_questions(n: int = 1000,           # questions, over all splits
                      seed: int = 0,           # the same seed, the same corpus
                      unanswerable: float = 1 / 3,   # share of questions whose answer is not in the context
+                     companies: int = 1,      # that a context tells of
                     ) -> DatasetDict:
-    "Questions about two companies, three to a context, some of them without an answer."
+    "Questions about companies, three to a context, some of them without an answer."
     tables = {}
     for split, size, names, rng in _makers(f"{seed}", n):
         rows = []
         while len(rows) < size:
-            context, companies, facts = _told(names, rng)
-            absent = [(company, what) for company in companies for what in FACTS
+            context, told, facts = _told(names, rng, companies)
+            absent = [(company, what) for company in told for what in FACTS
                       if (company, what) not in facts]
             plausible = [pair for pair in absent if any(what == pair[1] for _, what in facts)]
             for _ in range(3):
@@ -196,7 +197,7 @@ def sample_questions(n: int = 1000,           # questions, over all splits
         tables[split] = rows[:size]
     return load_data(tables, task="question-answering")
 
-# %% ../nbs/05g_small_data.ipynb #7a81b50f
+# %% ../nbs/05g_small_data.ipynb #aae7ba09
 CLASSES = {   # class -> (members, (questions and beginnings about it))
     "bird": ("robin eagle sparrow owl crow swan parrot pigeon falcon heron stork gull",
              """Which of these has feathers?|Which one builds a nest?|Which of these has a beak?
@@ -206,7 +207,8 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
              |Which of these has scales and no legs?|Which of them cannot live on land?"""),
     "fruit": ("apple pear plum cherry peach banana mango apricot grape melon orange fig",
               """Which of these grows on a plant and is sweet?|What would you put into jam?
-              |Which one has a peel or a stone?|Which of these is ripe in summer?|Which of them can be squeezed for juice?"""),
+              |Which one has a peel or a stone?|Which of these is ripe in summer?
+              |Which of them can be squeezed for juice?"""),
     "tool": ("hammer saw drill chisel wrench pliers screwdriver axe spade rake file shovel",
              """What would you use to repair a fence?|Which of these hangs in a workshop?
              |Which one has a handle?|What does a carpenter take to work?
@@ -222,11 +224,13 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
                 |What stops at a red light?|Which of them may have a flat tyre or a brake?"""),
     "furniture": ("table chair sofa bed desk shelf cupboard bench stool wardrobe dresser bookcase",
                   """Which of these stands in a room?|What is made by a joiner?
-                  |Which one would you buy for a new home?|What is sold in a furniture shop?|Which of them may be made of oak?"""),
+                  |Which one would you buy for a new home?|What is sold in a furniture shop?
+                  |Which of them may be made of oak?"""),
 }
+
+# %% ../nbs/05g_small_data.ipynb #3277bb21
 _LEADS = ("", "", "{p} asks: ", "{p} wonders. ", "A riddle for {p}: ")
 
-# %% ../nbs/05g_small_data.ipynb #3fc6d3f1
 def _facts_by_split(seed):
     "split -> {(question, thing): class}; every thing keeps some of its facts in train."
     parts = {split: {} for split in SPLITS}
