@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RELATIONS', 'UNRELATED', 'FACTS', 'CLASSES', 'NameMaker', 'sample_relations', 'sample_questions', 'sample_choices']
 
-# %% ../nbs/05g_small_data.ipynb #5e18e350
+# %% ../nbs/05g_small_data.ipynb #d8df836e
 import random
 from datasets import DatasetDict
 
-from .data import SPLITS, load_data
+from .data import SPLITS, InputError, load_data
 from .sample import name_pools
 
-# %% ../nbs/05g_small_data.ipynb #87338e82
+# %% ../nbs/05g_small_data.ipynb #101aecbe
 _ENDINGS = ("", "", " Ltd", " Group", " Bank", " Labs", " & Sons", " Holdings")
 
 class NameMaker:
@@ -40,10 +40,14 @@ class NameMaker:
         return names
 
 def _makers(seed, n):
-    "(split, its share of n, names, random numbers): 70%, 10%, 20%."
-    for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
+    "(split, how many, names, random numbers); of a single number 70%, 10% and 20%."
+    sizes = n if isinstance(n, dict) else {s: round(n * k) for s, k in zip(SPLITS, (0.7, 0.1, 0.2))}
+    for split, size in sizes.items():
+        if split not in SPLITS or size < 1:
+            raise InputError(f"{size} rows for the split {split!r}",
+                             f"ask for one or more for {', '.join(SPLITS)}")
         rng = random.Random(f"{seed}/{split}")
-        yield split, round(n * share), NameMaker(split, seed, rng), rng
+        yield split, size, NameMaker(split, seed, rng), rng
 
 # %% ../nbs/05g_small_data.ipynb #18f46784
 RELATIONS = {   # relation -> (types of head and tail, clauses; {h} is the head)
@@ -77,7 +81,7 @@ _ENDS = ("on Monday .", "last week .", ", it was said .", ".", ".", "according t
 
 def _clauses(text): return [clause.strip() for clause in text.split("|")]
 
-# %% ../nbs/05g_small_data.ipynb #6248e27a
+# %% ../nbs/05g_small_data.ipynb #5e88ec16
 def _clause(names: NameMaker, rng):
     "(words, entities as (start, end, type), relations as (head, tail, name)) of one clause."
     if rng.random() < 0.7:
@@ -103,7 +107,7 @@ def _sentence(names: NameMaker, rng) -> dict:
     words, entities, relations = _clause(names, rng)
     if words[-1] == ",":
         words += rng.choice(("spoke first", "made no comment", "drew attention")).split()
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         words += rng.choice(_JOINTS).split()
         more, found, related = _clause(names, rng)
         if more[-1] == ",":
@@ -113,7 +117,7 @@ def _sentence(names: NameMaker, rng) -> dict:
         words += more
     return {"tokens": words + rng.choice(_ENDS).split(), "entities": entities, "relations": relations}
 
-def sample_relations(n: int = 1000,    # sentences, over all splits
+def sample_relations(n: int | dict = 1000,    # sentences over all splits, or by split
                      seed: int = 0,    # the same seed, the same corpus
                     ) -> DatasetDict:  # a row for every ordered pair of entities
     "Sentences about people, organisations and places, with the relations between them."
@@ -152,7 +156,7 @@ def _fact(kind, names, rng):
         return f"{rng.choice(_MADE_OF.split())} {rng.choice(_GOODS.split())}"
     return names.draw(kind)
 
-# %% ../nbs/05g_small_data.ipynb #dbb22ced
+# %% ../nbs/05g_small_data.ipynb #efb660a5
 def _told(names, rng, companies):
     "(context, companies, {(company, kind of fact): (answer, its place in the context)})."
     companies, told = names.several(["ORG"] * companies), []
@@ -171,7 +175,7 @@ def _told(names, rng, companies):
         context += sentence.replace("{o}", company).replace("{a}", answer) + " "
     return context.strip(), companies, facts
 
-def sample_questions(n: int = 1000,           # questions, over all splits
+def sample_questions(n: int | dict = 1000,    # questions over all splits, or by split
                      seed: int = 0,           # the same seed, the same corpus
                      unanswerable: float = 1 / 3,   # share of questions whose answer is not in the context
                      companies: int = 1,      # that a context tells of
@@ -228,7 +232,7 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
                   |Which of them may be made of oak?"""),
 }
 
-# %% ../nbs/05g_small_data.ipynb #3277bb21
+# %% ../nbs/05g_small_data.ipynb #8fe26886
 _LEADS = ("", "", "{p} asks: ", "{p} wonders. ", "A riddle for {p}: ")
 
 def _facts_by_split(seed):
@@ -243,7 +247,7 @@ def _facts_by_split(seed):
                 parts[split][question, thing] = name
     return parts
 
-def sample_choices(n: int = 1000,     # questions, over all splits
+def sample_choices(n: int | dict = 1000,     # questions over all splits, or by split
                    seed: int = 0,     # the same seed, the same corpus
                    choices: int = 4,  # answers to choose from
                   ) -> DatasetDict:
