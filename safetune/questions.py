@@ -70,9 +70,9 @@ def best_threshold(values: list,       # score of each question if it is answere
     high = ordered[k] if k < len(order) else ordered[-1] + 2.0
     return float((low + high) / 2), float(totals[k] / len(order))
 
-# %% ../nbs/05b_questions.ipynb #75a4d803
+# %% ../nbs/05b_questions.ipynb #cf00c480
 def question_scores(rows: list,           # with answers
-                    # with text; where they have candidate and no_answer_score, also the best threshold is found
+                    # with text; with candidate and no_answer_score, the best threshold is found as well
                     predictions: list,
                    ) -> dict:             # all in 0..1
     "Exact match and F1 over all questions, and over those with and without an answer, as SQuAD 2's script."
@@ -106,7 +106,7 @@ def question_intervals(rows: list, predictions: list, **options) -> dict:    # n
                     for part, at in parts.items() for i, name in enumerate(names) if counts[:, at + 2].any()}
     return bootstrap_interval(counts, statistic, **{"clusters": [row["context"] for row in rows], **options})
 
-# %% ../nbs/05b_questions.ipynb #8c25005d
+# %% ../nbs/05b_questions.ipynb #4104a85a
 def read_windows(tokenizer,
                  questions: list, contexts: list,   # texts
                  max_length: int, stride: int,      # in subwords
@@ -125,7 +125,8 @@ def read_windows(tokenizer,
         raise InputError(f"{max_length} subwords are too few for a question and a piece of its context",
                          "raise max_length")
     return tokenizer(cut, contexts, truncation="only_second", max_length=max_length,
-                     stride=min(stride, room // 2), return_overflowing_tokens=True, return_offsets_mapping=True)
+                     stride=min(stride, room // 2), return_overflowing_tokens=True,
+                     return_offsets_mapping=True)
 
 def answer_pieces(offsets: list,      # (start, end) of each token of a window in the context; None elsewhere
                   answers: dict,      # of the row

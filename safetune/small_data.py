@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RELATIONS', 'UNRELATED', 'FACTS', 'CLASSES', 'NameMaker', 'sample_relations', 'sample_questions', 'sample_choices']
 
-# %% ../nbs/05g_small_data.ipynb #5e18e350
+# %% ../nbs/05g_small_data.ipynb #d8df836e
 import random
 from datasets import DatasetDict
 
-from .data import SPLITS, load_data
+from .data import SPLITS, InputError, load_data
 from .sample import name_pools
 
-# %% ../nbs/05g_small_data.ipynb #87338e82
+# %% ../nbs/05g_small_data.ipynb #101aecbe
 _ENDINGS = ("", "", " Ltd", " Group", " Bank", " Labs", " & Sons", " Holdings")
 
 class NameMaker:
@@ -40,10 +40,14 @@ class NameMaker:
         return names
 
 def _makers(seed, n):
-    "(split, its share of n, names, random numbers): 70%, 10%, 20%."
-    for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
+    "(split, how many, names, random numbers); of a single number 70%, 10% and 20%."
+    sizes = n if isinstance(n, dict) else {s: round(n * k) for s, k in zip(SPLITS, (0.7, 0.1, 0.2))}
+    for split, size in sizes.items():
+        if split not in SPLITS or size < 1:
+            raise InputError(f"{size} rows for the split {split!r}",
+                             f"ask for one or more for {', '.join(SPLITS)}")
         rng = random.Random(f"{seed}/{split}")
-        yield split, round(n * share), NameMaker(split, seed, rng), rng
+        yield split, size, NameMaker(split, seed, rng), rng
 
 # %% ../nbs/05g_small_data.ipynb #18f46784
 RELATIONS = {   # relation -> (types of head and tail, clauses; {h} is the head)
@@ -77,7 +81,7 @@ _ENDS = ("on Monday .", "last week .", ", it was said .", ".", ".", "according t
 
 def _clauses(text): return [clause.strip() for clause in text.split("|")]
 
-# %% ../nbs/05g_small_data.ipynb #6248e27a
+# %% ../nbs/05g_small_data.ipynb #5e88ec16
 def _clause(names: NameMaker, rng):
     "(words, entities as (start, end, type), relations as (head, tail, name)) of one clause."
     if rng.random() < 0.7:
@@ -103,7 +107,7 @@ def _sentence(names: NameMaker, rng) -> dict:
     words, entities, relations = _clause(names, rng)
     if words[-1] == ",":
         words += rng.choice(("spoke first", "made no comment", "drew attention")).split()
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         words += rng.choice(_JOINTS).split()
         more, found, related = _clause(names, rng)
         if more[-1] == ",":
@@ -113,7 +117,7 @@ def _sentence(names: NameMaker, rng) -> dict:
         words += more
     return {"tokens": words + rng.choice(_ENDS).split(), "entities": entities, "relations": relations}
 
-def sample_relations(n: int = 1000,    # sentences, over all splits
+def sample_relations(n: int | dict = 1000,    # sentences over all splits, or by split
                      seed: int = 0,    # the same seed, the same corpus
                     ) -> DatasetDict:  # a row for every ordered pair of entities
     "Sentences about people, organisations and places, with the relations between them."
@@ -152,12 +156,12 @@ def _fact(kind, names, rng):
         return f"{rng.choice(_MADE_OF.split())} {rng.choice(_GOODS.split())}"
     return names.draw(kind)
 
-# %% ../nbs/05g_small_data.ipynb #f6b7736f
-def _told(names, rng):
+# %% ../nbs/05g_small_data.ipynb #efb660a5
+def _told(names, rng, companies):
     "(context, companies, {(company, kind of fact): (answer, its place in the context)})."
-    companies, told = names.several(["ORG", "ORG"]), []
+    companies, told = names.several(["ORG"] * companies), []
     for company in companies:
-        for what in rng.sample(sorted(FACTS), rng.randint(2, 3)):
+        for what in rng.sample(sorted(FACTS), rng.randint(2, 3) if len(companies) > 1 else rng.randint(3, 4)):
             kind, sentences, _ = FACTS[what]
             answer = _fact(kind, names, rng)
             while any(answer in other or other in answer for other in [*companies, *(t[2] for t in told)]):
@@ -171,17 +175,18 @@ def _told(names, rng):
         context += sentence.replace("{o}", company).replace("{a}", answer) + " "
     return context.strip(), companies, facts
 
-def sample_questions(n: int = 1000,           # questions, over all splits
+def sample_questions(n: int | dict = 1000,    # questions over all splits, or by split
                      seed: int = 0,           # the same seed, the same corpus
                      unanswerable: float = 1 / 3,   # share of questions whose answer is not in the context
+                     companies: int = 1,      # that a context tells of
                     ) -> DatasetDict:
-    "Questions about two companies, three to a context, some of them without an answer."
+    "Questions about companies, three to a context, some of them without an answer."
     tables = {}
     for split, size, names, rng in _makers(f"{seed}", n):
         rows = []
         while len(rows) < size:
-            context, companies, facts = _told(names, rng)
-            absent = [(company, what) for company in companies for what in FACTS
+            context, told, facts = _told(names, rng, companies)
+            absent = [(company, what) for company in told for what in FACTS
                       if (company, what) not in facts]
             plausible = [pair for pair in absent if any(what == pair[1] for _, what in facts)]
             for _ in range(3):
@@ -196,7 +201,7 @@ def sample_questions(n: int = 1000,           # questions, over all splits
         tables[split] = rows[:size]
     return load_data(tables, task="question-answering")
 
-# %% ../nbs/05g_small_data.ipynb #7a81b50f
+# %% ../nbs/05g_small_data.ipynb #aae7ba09
 CLASSES = {   # class -> (members, (questions and beginnings about it))
     "bird": ("robin eagle sparrow owl crow swan parrot pigeon falcon heron stork gull",
              """Which of these has feathers?|Which one builds a nest?|Which of these has a beak?
@@ -206,7 +211,8 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
              |Which of these has scales and no legs?|Which of them cannot live on land?"""),
     "fruit": ("apple pear plum cherry peach banana mango apricot grape melon orange fig",
               """Which of these grows on a plant and is sweet?|What would you put into jam?
-              |Which one has a peel or a stone?|Which of these is ripe in summer?|Which of them can be squeezed for juice?"""),
+              |Which one has a peel or a stone?|Which of these is ripe in summer?
+              |Which of them can be squeezed for juice?"""),
     "tool": ("hammer saw drill chisel wrench pliers screwdriver axe spade rake file shovel",
              """What would you use to repair a fence?|Which of these hangs in a workshop?
              |Which one has a handle?|What does a carpenter take to work?
@@ -222,11 +228,13 @@ CLASSES = {   # class -> (members, (questions and beginnings about it))
                 |What stops at a red light?|Which of them may have a flat tyre or a brake?"""),
     "furniture": ("table chair sofa bed desk shelf cupboard bench stool wardrobe dresser bookcase",
                   """Which of these stands in a room?|What is made by a joiner?
-                  |Which one would you buy for a new home?|What is sold in a furniture shop?|Which of them may be made of oak?"""),
+                  |Which one would you buy for a new home?|What is sold in a furniture shop?
+                  |Which of them may be made of oak?"""),
 }
+
+# %% ../nbs/05g_small_data.ipynb #8fe26886
 _LEADS = ("", "", "{p} asks: ", "{p} wonders. ", "A riddle for {p}: ")
 
-# %% ../nbs/05g_small_data.ipynb #3fc6d3f1
 def _facts_by_split(seed):
     "split -> {(question, thing): class}; every thing keeps some of its facts in train."
     parts = {split: {} for split in SPLITS}
@@ -239,7 +247,7 @@ def _facts_by_split(seed):
                 parts[split][question, thing] = name
     return parts
 
-def sample_choices(n: int = 1000,     # questions, over all splits
+def sample_choices(n: int | dict = 1000,     # questions over all splits, or by split
                    seed: int = 0,     # the same seed, the same corpus
                    choices: int = 4,  # answers to choose from
                   ) -> DatasetDict:
