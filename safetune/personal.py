@@ -429,7 +429,7 @@ ID_RULES = {"id/us_ssn": is_us_ssn, "id/uk_nino": is_uk_nino, "id/de_tax": is_de
             "id/in_aadhaar": is_in_aadhaar, "id/cn_resident": is_cn_resident, "id/pl_pesel": is_pl_pesel,
             "id/se_personnummer": is_se_personnummer}
 
-# %% ../nbs/10b_personal.ipynb #19db713f
+# %% ../nbs/10b_personal.ipynb #e2cf2441
 _USCC = "0123456789ABCDEFGHJKLMNPQRTUWXY"
 
 def uscc_check(body: str) -> str:    # 17 characters
@@ -438,7 +438,7 @@ def uscc_check(body: str) -> str:    # 17 characters
     return _USCC[-total % 31]
 
 def is_cn_uscc(text: str) -> bool:
-    "Unified social credit code: authority, place of registration, alphabet and check character (GB 32100-2015)."
+    "Unified social credit code: authority, place, alphabet and check character (GB 32100-2015)."
     number = characters(text)
     return (bool(re.fullmatch(f"[1-9ANY][1-59][0-9]{{6}}[{_USCC}]{{10}}", number))
             and number[2:4] in _CN_PROVINCES | {"10"} and uscc_check(number[:17]) == number[17])
@@ -449,13 +449,14 @@ def is_cn_passport(text: str) -> bool:
 
 def is_cn_permit(text: str) -> bool:
     "Outline of a travel permit to or from Hong Kong, Macao or Taiwan; there is no checksum."
-    return bool(re.fullmatch("C[A-HJ-NP-Z0-9][0-9]{7}|[TL][0-9]{8}|[HM][0-9]{8}(?:[0-9]{2})?", characters(text)))
+    outline = "C[A-HJ-NP-Z0-9][0-9]{7}|[TL][0-9]{8}|[HM][0-9]{8}(?:[0-9]{2})?"
+    return bool(re.fullmatch(outline, characters(text)))
 
 CN_PLATE = ("[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-Z][ ·•・\\-]?"
             "(?:[A-HJ-NP-Z][A-HJ-NP-Z0-9][0-9]{4}|[0-9]{5}[A-HJ-NP-Z]|[A-HJ-NP-Z0-9]{4}[A-HJ-NP-Z0-9挂学警港澳])")
 
 def is_cn_plate(text: str) -> bool:
-    "A licence plate of the mainland: province, authority, five or six characters, two digits at least (GA 36-2018)."
+    "A licence plate: province, authority, five or six characters, two digits at least (GA 36-2018)."
     return bool(re.fullmatch(CN_PLATE, text)) and sum(map(str.isdigit, text)) > 1
 
 ID_RULES.update({"id/cn_uscc": is_cn_uscc, "id/cn_passport": is_cn_passport, "id/cn_permit": is_cn_permit})
@@ -589,7 +590,7 @@ def account_recognisers(words: WordLists) -> list:
                    trigger=r"[0-9][0-9][ \-]?[A-Z0-9]{4}[ \-]?[A-Z0-9]{2}"),
     ]
 
-# %% ../nbs/10b_personal.ipynb #922bcca7
+# %% ../nbs/10b_personal.ipynb #b39dec89
 def is_bank_card(text: str) -> bool:
     "A Chinese bank card of 16 to 19 digits, whatever its prefix: Luhn's check, not one digit over and over."
     digits = characters(text)
@@ -602,11 +603,12 @@ def chinese_papers(words: WordLists, left: str, right: str) -> list:
                           words.words(f"id/{kind}") if cue else None, severity, score, trigger, digits=True)
     code = "[1-9ANY][1-59][0-9]{6}[0-9A-HJ-NP-RTUWXY]{10}"
     return [
-        paper("cn_uscc", code, cue=False, severity="low", trigger="[0-9]{6}(?<=[1-9ANY][1-59][0-9]{6})[0-9A-Y]"),
+        paper("cn_uscc", code, cue=False, severity="low",
+              trigger="[0-9]{6}(?<=[1-9ANY][1-59][0-9]{6})[0-9A-Y]"),
         paper("cn_passport", "[A-Z]{1,2}[0-9]{7,8}"), paper("cn_permit", "[A-Z]{1,2}[0-9]{7,10}"),
         Recogniser("card", left + r"[0-9]{4}(?:([ \-]?)[0-9]{4}(?:\1[0-9]{4}){2}(?:\1[0-9]{1,3})?)" + right,
                    is_bank_card, words.words("card/cn"), "high", 0.85, SEVEN_DIGITS, digits=True),
-        Recogniser("plate", f"(?<![0-9A-Za-z]){CN_PLATE}(?![0-9A-Za-z])", is_cn_plate, severity="medium", score=0.85,
+        Recogniser("plate", f"(?<![0-9A-Za-z]){CN_PLATE}(?![0-9A-Za-z])", is_cn_plate, score=0.85,
                    trigger="[\u4e00-\u9fff][A-HJ-Z][ ·•・\\-]?[0-9A-Z]{3}", digits=True),
     ]
 
