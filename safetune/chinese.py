@@ -96,7 +96,7 @@ def normalise_data(data: DatasetDict, keep: str = CHINESE_SIGNS) -> DatasetDict:
     return DatasetDict({split: Dataset.from_list([normalise_row(row, keep) for row in part])
                         for split, part in data.items()})
 
-# %% ../nbs/02a_chinese.ipynb #8e014e50
+# %% ../nbs/02a_chinese.ipynb #ec2256e8
 def row_of(text: str,          # raw text
            spans: Sequence,    # (start, end, type), ends not included, not overlapping
           ) -> dict:           # tokens, tags, text, offsets
@@ -104,7 +104,7 @@ def row_of(text: str,          # raw text
     row = {"text": text, "spans": [list(span) for span in spans]}
     return check_mention_row(row, "spans", Report(), "", 0)
 
-def spans_of(row: dict,            # tokens, tags, offsets; without offsets words count as written without gaps
+def spans_of(row: dict,            # tokens, tags, offsets; without offsets words count as without gaps
              tags: Sequence = None,    # None: the row's own
             ) -> list:             # of (start, end, type), ends not included
     "Spans of characters of the entities of a row."

@@ -174,7 +174,7 @@ def read_spans(tags: list,    # IOB2 tags of one sentence
             spans.append([tag[2:], i, i + 1])
     return [tuple(span) for span in spans]
 
-# %% ../nbs/11a_swaps.ipynb #76213ea8
+# %% ../nbs/11a_swaps.ipynb #5aca64a5
 class Match(NamedTuple):
     "A term found in a sentence."
     start: int      # first word
@@ -212,7 +212,8 @@ def _behind_surname(terms, words, start, term):
     "Is it a given name of two characters right behind a surname that is not a frequent end of other words?"
     if terms.joint or term.role != "given" or len(term.words) < 2:
         return False
-    before, weak = ["".join(words[max(0, start - n):start]) for n in (2, 1)], terms.head.get("weak", "").split()
+    before = ["".join(words[max(0, start - n):start]) for n in (2, 1)]
+    weak = terms.head.get("weak", "").split()
     return any(t.role == "surname" for text in before if text not in weak for t in terms.index.get(text, ()))
 
 def _match(terms, words, owner, spans, start, end):
