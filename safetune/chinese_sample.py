@@ -160,7 +160,7 @@ def fill(pattern: str, names: Names, rng: random.Random) -> tuple:    # text, sp
         text += part
     return text + (rng.choice(TAILS) if rng.random() < 0.2 else ""), spans, genders
 
-# %% ../nbs/03a_chinese_sample.ipynb #6ca85cd3
+# %% ../nbs/03a_chinese_sample.ipynb #e2101744
 def _sizes(n) -> dict:
     "Rows of each split. Raises `InputError` for what is no size."
     if isinstance(n, int) and not isinstance(n, bool):
@@ -185,13 +185,13 @@ def sample_chinese_ner(n=2000,          # sentences in all (70 : 10 : 20), or a 
         cast = Names("train", random.Random(f"{seed}/chinese/cast")).settle()
         cast.rng, own, patterns = rng, Names(split, rng), patterns_of(split)
         for _ in range(100 * size):
-            pattern, known = rng.choice(patterns), split == "train" or rng.random() < 0.5
+            pattern, known = rng.choice(patterns), rng.random() < 0.5
             text, spans, genders = fill(pattern, cast if known else own, rng)
             if text not in seen:
                 seen.add(text)
                 rows.append({"id": f"{split}-{len(rows)}", **row_of(text, spans),
                              "gender": "+".join(sorted(set(genders))),
-                             "names": "seen" if known else "held out",
+                             "names": "cast" if known else "others",
                              "pattern": "seen" if part_of(pattern) != "test" else "held out"})
             if len(rows) == size:
                 break
