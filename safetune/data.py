@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'ROW_FORMS', 'LANGUAGE_MODELLING', 'COLUMN_NAMES', 'LAYOUTS', 'NO_RELATION',
-           'ROLES', 'ROW_CHECKS', 'IGNORE_INDEX', 'InputError', 'Report', 'read_text', 'read_toml', 'parse_tag',
-           'detect_scheme', 'to_iob2', 'read_conll', 'read_csv', 'well_formed', 'read_json', 'read_parquet', 'Form',
-           'needed', 'form_of', 'match_layout', 'map_columns', 'check_token_row', 'normalise_tags', 'check_text_row',
-           'label_kind', 'check_mentions', 'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row',
+           'MENTION_COLUMNS', 'ROLES', 'ROW_CHECKS', 'IGNORE_INDEX', 'InputError', 'Report', 'read_text', 'read_toml',
+           'parse_tag', 'detect_scheme', 'to_iob2', 'read_conll', 'read_csv', 'well_formed', 'read_json',
+           'read_parquet', 'Form', 'needed', 'form_of', 'match_layout', 'NoColumns', 'map_columns', 'check_token_row',
+           'name_tags', 'normalise_tags', 'check_text_row', 'label_kind', 'split_words', 'check_mentions',
+           'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row', 'mentions_of', 'check_mention_row',
            'check_choice_row', 'check_pair_row', 'check_dialogue_row', 'check_plain_row', 'give_ids', 'to_schema',
            'split_name', 'read_lines', 'read_file', 'load_data', 'example_encoder', 'entity_types', 'row_labels',
            'full_text', 'describe', 'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels',
-           'encode_words', 'split_words', 'TokenBudgetSampler']
+           'encode_words', 'TokenBudgetSampler']
 
-# %% ../nbs/02_data.ipynb #ba452e1e
+# %% ../nbs/02_data.ipynb #8cc4949d
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ import logging
 import re
 import sys
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -372,14 +374,15 @@ def form_of(columns) -> str:    # names of columns of the schema
     "The first task whose columns are all there; an empty string where none fits."
     return next((task for task, form in ROW_FORMS.items() if set(form.needs) <= set(columns)), "")
 
-# %% ../nbs/02_data.ipynb #30f9e01a
+# %% ../nbs/02_data.ipynb #1892221d
 COLUMN_NAMES = {
     "id": ("id", "guid", "uid", "idx"),
     "tokens": ("tokens", "words"),
     "tags": ("tags", "ner_tags", "ner", "labels"),
     "text": ("text", "sentence", "content", "review", "tweet", "sentence1", "premise"),
     "text_pair": ("text_pair", "sentence2", "hypothesis"),
-    "label": ("label", "labels", "class", "category", "intent", "sentiment", "target"),
+    "label": ("label_desc", "label_des",    # names beside numbers: TNEWS, IFLYTEK
+              "label", "labels", "class", "category", "intent", "sentiment", "target"),
 }
 # our column -> the source's, several joined by a space; "name?" may be missing
 LAYOUTS = {
@@ -462,8 +465,11 @@ def _usual_columns(names, columns):
         found.pop("tokens", None)
     return {theirs: ours for ours, theirs in found.items()}
 
-# %% ../nbs/02_data.ipynb #5c45a590
+# %% ../nbs/02_data.ipynb #75dde3f4
 _PLAIN = ("token-classification", "text-classification", "multi-label-classification", "regression")
+
+class NoColumns(InputError):
+    "Columns that a task needs are not there."
 
 def map_columns(names,               # column names that the source has
                 columns: dict,       # what the caller said: our name -> the source's name
@@ -488,12 +494,12 @@ def map_columns(names,               # column names that the source has
         if mapping:
             return mapping
     if task and task not in _PLAIN:
-        raise InputError(f"no columns for {', '.join(ROW_FORMS[task].needs)}",
-                         f"{needed(task)}; name them, as in columns={{{ROW_FORMS[task].needs[0]!r}: ...}}; "
-                         f"{listed}", file)
-    raise InputError("no columns for tokens and tags, nor for text and label",
-                     "name them, as in columns={'text': ..., 'label': ...}, or the task, "
-                     f"as in task='question-answering'; {listed}", file)
+        raise NoColumns(f"no columns for {', '.join(ROW_FORMS[task].needs)}",
+                        f"{needed(task)}; name them, as in columns={{{ROW_FORMS[task].needs[0]!r}: ...}}; "
+                        f"{listed}", file)
+    raise NoColumns("no columns for tokens and tags, nor for text and label",
+                    "name them, as in columns={'text': ..., 'label': ...}, or the task, "
+                    f"as in task='question-answering'; {listed}", file)
 
 # %% ../nbs/02_data.ipynb #f9765661
 def _as_list(value):
@@ -522,6 +528,26 @@ def check_token_row(row: dict,       # has "tokens" and "tags"
         report.found("empty row", "no tokens", "remove the row", "drop it", file, number)
         return None
     return row
+
+# %% ../nbs/02_data.ipynb #16931baf
+def name_tags(tables: dict,          # split -> list of (row number, row); tags are replaced in place
+              names: list = None,    # the name of each number, in order
+              scheme: str = "auto",  # "IO" takes numbers for types
+              files: dict = None,    # split -> file name, for messages
+             ):
+    "Names for tags that are numbers. Raises `InputError` where nothing names them, or a number has no name."
+    rows = [(split, number, row) for split, table in tables.items() for number, row in table]
+    tags = (tag for _, _, row in rows for tag in row["tags"])
+    if scheme == "IO" or not all(tag.isascii() and tag.isdigit() for tag in tags):
+        return
+    for split, number, row in rows:
+        wrong = next((tag for tag in row["tags"] if names is None or int(tag) >= len(names)), None)
+        if wrong is not None:
+            what = (f"the tag {wrong} has no name among the {len(names)}" if names
+                    else "the tags are numbers without names")
+            raise InputError(what, "name them in order, as in tag_names=['O', 'B-PER', 'I-PER']",
+                             (files or {}).get(split, split), number)
+        row["tags"] = [names[int(tag)] for tag in row["tags"]]
 
 # %% ../nbs/02_data.ipynb #221c33e7
 def normalise_tags(tables: dict,              # split -> list of (row number, row); tags are replaced in place
@@ -556,7 +582,7 @@ def normalise_tags(tables: dict,              # split -> list of (row number, ro
                 row["tags"] = to_iob2(row["tags"], "IOB1")[0]
     return scheme
 
-# %% ../nbs/02_data.ipynb #aa9bb1e6
+# %% ../nbs/02_data.ipynb #747ca5e9
 def _is_missing(value):
     "None, or the NaN that a DataFrame has in its place."
     return value is None or (isinstance(value, float) and np.isnan(value))
@@ -578,7 +604,8 @@ def check_text_row(row: dict,       # has "text" and "label"
     if not text.strip():
         report.found("empty row", "the text is empty", "remove the row", "drop it", file, number)
         return None
-    if _is_missing(row["label"]) or row["label"] == "":
+    undecided = row["label"] == "-" and "text_pair" in row    # SNLI, OCNLI: the annotators did not agree
+    if _is_missing(row["label"]) or row["label"] == "" or undecided:
         report.found("missing label", "the label is missing", "label the row", "drop it", file, number)
         return None
     pair = {"text_pair": str(row["text_pair"] or "")} if "text_pair" in row else {}
@@ -607,6 +634,23 @@ def _as_label(label, kind, file, number):
     except (TypeError, ValueError):
         raise InputError(f"label {label!r:.60} is not a number", "regression needs a number in every row",
                          file, number) from None
+
+# %% ../nbs/02_data.ipynb #7186035a
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
+_WORDS = re.compile(rf"https?://[^\s{_CJK}\u3000-\u3020\uff00-\uff65]+|[@#](?:(?![{_CJK}])\w)+|[{_CJK}]"
+                    rf"|(?:(?![{_CJK}])\w)+(?:[-.](?:(?![{_CJK}])\w)+)*"
+                    r"|'(?:s|m|re|ve|ll|d|t)\b|\S", re.IGNORECASE)
+
+def split_words(text: str,    # raw text
+                cuts=(),      # places where a word must end as well, such as the ends of mentions
+               ) -> tuple:    # (words, offsets): list of strings, list of (start, end) in characters
+    "Words of a raw text with their character offsets."
+    offsets, cuts = [m.span() for m in _WORDS.finditer(text)], sorted(set(cuts))
+    if cuts:
+        within = ([start, *cuts[bisect_right(cuts, start):bisect_left(cuts, end)], end]
+                  for start, end in offsets)
+        offsets = [pair for places in within for pair in zip(places, places[1:])]
+    return [text[start:end] for start, end in offsets], offsets
 
 # %% ../nbs/02_data.ipynb #83a6a947
 def _parsed(value):
@@ -839,6 +883,93 @@ def unpack_row(row: dict) -> list:    # rows
         return [{**{k: v for k, v in row.items() if k != "translation"}, **row["translation"]}]
     return [row]
 
+# %% ../nbs/02_data.ipynb #677be518
+MENTION_COLUMNS = ("label", "labels", "entities", "spans")
+
+def mentions_of(label) -> list:    # of (start, end, type, words or None)
+    "Spans of characters, ends not included. Raises `ValueError` for what holds none."
+    label, found = _parsed(label), []
+    if isinstance(label, dict):    # CLUENER
+        for name, mentions in label.items():
+            for words, spans in (mentions or {}).items():
+                found += [(int(start), int(last) + 1, str(name), str(words)) for start, last in spans or ()]
+    else:
+        for item in label if isinstance(label, (list, tuple)) else [None]:
+            if isinstance(item, dict):
+                name = item.get("label", item.get("type", item.get("entity")))
+                item = (item.get("start", item.get("start_offset")),
+                        item.get("end", item.get("end_offset")), name)
+            start, end, name = item
+            if isinstance(start, (bool, str)) or not isinstance(name, str) or not name.strip():
+                raise ValueError("not a span of characters")
+            found.append((int(start), int(end), name.strip(), None))
+    return found
+
+def _mention_column(table):
+    "The column that holds mentions in a raw text; None where there is none."
+    first = next((row for _, row in table if "text" in row and "tokens" not in row), {})
+    for name in (name for name in MENTION_COLUMNS if name in first):
+        values = [_parsed(row.get(name)) for _, row in table]
+        shown = [value for value in values if value]
+        try:
+            if shown and isinstance(shown[0], (dict, list)) and mentions_of(shown[0]):
+                return name
+        except (ValueError, TypeError, AttributeError):
+            pass
+        if values and all(value == {} for value in values):
+            return name
+    return None
+
+# %% ../nbs/02_data.ipynb #37aa7949
+def _right_place(text, mention, report, file, number):
+    "The mention where it stands, or None."
+    start, end, name, words = mention
+    if not 0 <= start < end <= len(text) or not text[start:end].strip():
+        if words is None or text.count(words) != 1:
+            report.found("mention out of place",
+                         f"the {name} [{start}, {end}) is not inside the {len(text)} characters",
+                         "count characters from 0", "leave the mention out", file, number)
+            return None
+    if words is None or text[start:end] == words:
+        return start, end, name
+    report.found("span that does not match its mention",
+                 f"the {name} {words!r:.40} has the span [{start}, {end}), "
+                 f"which holds {text[start:end]!r:.40}",
+                 "count characters of the text as it is",
+                 "move it to the only place where it stands, or else leave it out", file, number)
+    place = text.find(words) if words and text.count(words) == 1 else -1
+    return (place, place + len(words), name) if place >= 0 else None
+
+def check_mention_row(row: dict,       # text, and mentions in a column of `MENTION_COLUMNS`
+                      column: str,     # which one
+                      report: Report, file: str, number: int,
+                     ) -> dict:        # tokens, tags, text, offsets; None where the row is dropped
+    "Words and tags of a text with mentions; of mentions that overlap the longer stays."
+    text, kept = _string(row["text"]), []
+    try:
+        found = mentions_of(row.get(column) or {})
+    except (ValueError, TypeError, AttributeError):
+        report.found("unreadable mentions", f"{column} is {row.get(column)!r:.60}",
+                     'write {"PER": {"Ada": [[0, 2]]}} or [[0, 3, "PER"]]', "drop the row", file, number)
+        return None
+    found = [place for mention in found if (place := _right_place(text, mention, report, file, number))]
+    for start, end, name in sorted(set(found), key=lambda m: (m[0] - m[1], m)):
+        other = next((m for m in kept if start < m[1] and m[0] < end), None)
+        if other is None:
+            kept.append((start, end, name))
+        else:
+            report.found("overlapping mentions",
+                         f"{name} [{start}, {end}) overlaps {other[2]} [{other[0]}, {other[1]})",
+                         "keep one of them", "keep the longer one", file, number)
+    words, offsets = split_words(text, [place for start, end, _ in kept for place in (start, end)])
+    tags = ["O"] * len(words)
+    for start, end, name in kept:
+        inside = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end]
+        for i in inside:
+            tags[i] = f"B-{name}" if i == inside[0] else f"I-{name}"
+    rest = {key: value for key, value in row.items() if key != column}
+    return {**rest, "text": text, "tokens": words, "tags": tags, "offsets": [list(pair) for pair in offsets]}
+
 # %% ../nbs/02_data.ipynb #2281c6ec
 _COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}    # of COPA
 
@@ -1007,7 +1138,7 @@ def _set_labels(checked, kind, allowed, report, files):
                              "correct it or allow it", "drop the row", files[split], number)
         checked[split] = known
 
-# %% ../nbs/02_data.ipynb #559abddc
+# %% ../nbs/02_data.ipynb #9f90144b
 ROW_CHECKS = {"relation-extraction": check_relation_row, "question-answering": check_question_row,
           "multiple-choice": check_choice_row, "translation": check_pair_row, "summarization": check_pair_row,
           "dialogue": check_dialogue_row, **dict.fromkeys(LANGUAGE_MODELLING, check_plain_row)}
@@ -1029,8 +1160,8 @@ def _renamed(row, mapping, missing):
     for name, value in row.items():
         if mapping.get(name) in shared:
             new[mapping[name]] = [*(new.get(mapping[name]) or []), value]
-        else:
-            new[mapping.get(name, name)] = value
+        else:    # a column that bears the name of one of ours, but is not taken for it, is metadata
+            new[mapping.get(name) or (f"other_{name}" if name in missing else name)] = value
     return new
 
 _RESERVED = {name for form in ROW_FORMS.values() for name in (*form.needs, *form.allows)}
@@ -1043,6 +1174,9 @@ def _set_aside(row, form):
 def _read_split(table, report, columns, task, file):
     "(task whose form the rows have, checked rows) of one split."
     table, columns = _unpacked(table, columns)
+    if task in (None, "token-classification") and not columns and (column := _mention_column(table)):
+        rows = ((n, check_mention_row(row, column, report, file, n)) for n, row in table)
+        table = [(n, row) for n, row in rows if row is not None]
     names = dict.fromkeys(name for _, row in table for name in row)
     mapping = map_columns(names, columns, file, task) if table else {}
     ours = set(mapping.values())
@@ -1059,7 +1193,7 @@ def _read_split(table, report, columns, task, file):
     kept = ((n, check(row, report, file, n)) for n, row in renamed)
     return form, [(n, row) for n, row in kept if row is not None]
 
-# %% ../nbs/02_data.ipynb #ef8c7473
+# %% ../nbs/02_data.ipynb #3401c935
 def to_schema(tables: dict,           # split -> list of (row number, row) as read
               report: Report,         # what to do about problems
               columns: dict = None,   # our column name -> the source's, where it is not a usual one
@@ -1067,12 +1201,20 @@ def to_schema(tables: dict,           # split -> list of (row number, row) as re
               labels: list = None,    # entity types or class names that are allowed; None allows all
               task: str = None,       # a key of `ROW_FORMS`; "regression" reads whole numbers as numbers
               files: dict = None,     # split -> file name, for messages
+              tag_names: list = None, # names of tags that are given as numbers
              ) -> DatasetDict:
     "Check rows of all splits and bring them to the schema of this page."
     files = {split: str((files or {}).get(split, split)) for split in tables}
     checked, forms = {}, {}
     for split, table in tables.items():
-        form, checked[split] = _read_split(table, report, columns or {}, task, files[split])
+        try:
+            form, checked[split] = _read_split(table, report, columns or {}, task, files[split])
+        except NoColumns as error:
+            if split == "train":
+                raise
+            report.found("split without labels", error.problem, error.remedy, "leave the split out",
+                         files[split])
+            continue    # a shared task keeps the labels of its test rows back
         if not checked[split]:
             report.found("empty split", f"no usable row for the split {split!r}", "give it rows",
                          "leave it out", files[split])
@@ -1094,6 +1236,7 @@ def to_schema(tables: dict,           # split -> list of (row number, row) as re
         give_ids(table, split, report, files[split])
     rows = [row for table in checked.values() for _, row in table]
     if all("tags" in row for row in rows) and form in ("token-classification", "relation-extraction"):
+        name_tags(checked, tag_names, scheme, files)
         normalise_tags(checked, report, scheme, labels if form == "token-classification" else None, files)
     if form in ("text-classification", "relation-extraction"):
         kind = ("number" if task == "regression" else "single" if form == "relation-extraction"
@@ -1200,7 +1343,7 @@ def _name_classes(dataset):
                            else classes[value] if value >= 0 else None)
         yield row
 
-# %% ../nbs/02_data.ipynb #7a620706
+# %% ../nbs/02_data.ipynb #448327d0
 def load_data(
               # Hub name, file, folder, DatasetDict, Dataset, DataFrame, list of rows, or dict of those
               source=None,
@@ -1220,6 +1363,7 @@ def load_data(
               report: Report = None,       # filled with what was repaired; made anew when not given
               config: str = None,          # configuration of a Hub data set
               revision: str = None,        # revision of a Hub data set
+              tag_names: list = None,      # names of tags that are given as numbers, in order
              ) -> DatasetDict:             # splits `train`, `validation`, `test` (those that there are)
     "Read data from anywhere into the schema of this page. Raises `InputError`."
     report = report if report is not None else Report(on_error)
@@ -1245,7 +1389,7 @@ def load_data(
     else:
         tables = _tables_of_dataset(source)
     tables = {split: tables[split] for split in (*SPLITS, *(set(tables) - set(SPLITS))) if split in tables}
-    data = to_schema(tables, report, columns, scheme, labels, task, files)
+    data = to_schema(tables, report, columns, scheme, labels, task, files, tag_names)
     if len(report):
         logger.warning("repaired while reading:\n%s", report)
     return data
@@ -1482,17 +1626,6 @@ def encode_words(tokenizer,               # a fast tokenizer
         if labels is not None:
             features["labels"].append(align_labels(word_ids, labels[row], strategy, inside))
     return features
-
-# %% ../nbs/02_data.ipynb #2a036174
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
-_WORDS = re.compile(rf"https?://\S+|[@#]\w+|[{_CJK}]|(?:(?![{_CJK}])\w)+(?:[-.](?:(?![{_CJK}])\w)+)*"
-                    r"|'(?:s|m|re|ve|ll|d|t)\b|\S", re.IGNORECASE)
-
-def split_words(text: str,    # raw text
-               ) -> tuple:    # (words, offsets): list of strings, list of (start, end) in characters
-    "Words of a raw text with their character offsets."
-    matches = list(_WORDS.finditer(text))
-    return [m.group() for m in matches], [m.span() for m in matches]
 
 # %% ../nbs/02_data.ipynb #26dd11cc
 class TokenBudgetSampler:

@@ -174,7 +174,7 @@ def read_spans(tags: list,    # IOB2 tags of one sentence
             spans.append([tag[2:], i, i + 1])
     return [tuple(span) for span in spans]
 
-# %% ../nbs/11a_swaps.ipynb #203a49a6
+# %% ../nbs/11a_swaps.ipynb #5aca64a5
 class Match(NamedTuple):
     "A term found in a sentence."
     start: int      # first word
@@ -208,6 +208,14 @@ def find_terms(terms: Terms,         # what to look for
         at = match.end if match else at + 1
     return found
 
+def _behind_surname(terms, words, start, term):
+    "Is it a given name of two characters right behind a surname that is not a frequent end of other words?"
+    if terms.joint or term.role != "given" or len(term.words) < 2:
+        return False
+    before = ["".join(words[max(0, start - n):start]) for n in (2, 1)]
+    weak = terms.head.get("weak", "").split()
+    return any(t.role == "surname" for text in before if text not in weak for t in terms.index.get(text, ()))
+
 def _match(terms, words, owner, spans, start, end):
     "The term that these words are, or None."
     text = terms.joint.join(words[start:end])
@@ -220,7 +228,10 @@ def _match(terms, words, owner, spans, start, end):
                                               or (terms.entity and not in_name))):
         return None
     kind = "attributive" if _attributive(words, end, terms.closed) else "alone"
-    entries = [t for t in entries if t.when in ("", kind) and not (t.ambiguous and owner is None)]
+    entries = [t for t in entries if t.when in ("", kind)
+               and (owner is not None or not t.ambiguous or _behind_surname(terms, words, start, t))]
+    if in_name and not terms.joint:    # without spaces only the end of the name tells where a given name ends
+        entries = [t for t in entries if t.role != "given" or end == spans[owner[start]][2]]
     return Match(start, end, entries[0], terms) if entries else None
 
 # %% ../nbs/11a_swaps.ipynb #8067afce
