@@ -19,7 +19,7 @@ import pandas as pd
 from .data import InputError
 from .metrics import Interval, _interval, _per_cluster, _resampled_totals
 
-# %% ../nbs/09_ranking.ipynb #829b2ade
+# %% ../nbs/09_ranking.ipynb #5c08edf3
 def _gains(wanted) -> dict:    # item -> gain above 0
     "Gains by item. Raises `InputError` for a gain below 0 or one that is no number."
     gains = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
@@ -47,9 +47,9 @@ def judge_list(ranked: Sequence[Hashable],   # items, the best first
     first = np.flatnonzero(found)
     return {"ndcg": float(found[:k] @ discounts(len(found[:k])) / (best @ discounts(len(best)))),
             "recall": float((found[:k] > 0).sum() / len(gains)),
-            "hit": float(len(found) > 0 and found[0] > 0), "rr": 1.0 / (first[0] + 1) if len(first) else 0.0}
+            "hit": float(len(found) > 0 and found[0] > 0), "rr": float(1 / (first[0] + 1)) if len(first) else 0.0}
 
-# %% ../nbs/09_ranking.ipynb #b89e99a7
+# %% ../nbs/09_ranking.ipynb #03691c7b
 def _resampled(columns: np.ndarray,         # what is summed, shape (lists, k)
                statistic: Callable,         # sums (resamples, k) -> dict of arrays (resamples,)
                clusters, n_resamples: int, confidence: float, seed: int,
@@ -57,7 +57,8 @@ def _resampled(columns: np.ndarray,         # what is summed, shape (lists, k)
                unit: str = "lists") -> dict:
     "Percentile bootstrap of functions of sums, also of those outside 0..1."
     units = _per_cluster(np.asarray(columns, dtype=float), clusters)
-    value, drawn = statistic(units.sum(0, keepdims=True)), statistic(_resampled_totals(units, n_resamples, seed))
+    value = statistic(units.sum(0, keepdims=True))
+    drawn = statistic(_resampled_totals(units, n_resamples, seed))
     method = f"percentile bootstrap over {unit if clusters is None else 'clusters'}, {n_resamples} resamples"
     return {name: _interval(value[name][0], drawn[name], len(units), len(units), confidence, method, bounded)
             for name in value}
@@ -75,23 +76,26 @@ def judge_lists(rankings: Sequence,     # lists of items, the best first
         try:
             rows.append(judge_list(ranked, gains, k))
         except InputError as error:
-            raise InputError(error.what, error.remedy, row=number) from None
+            raise InputError(error.problem, error.remedy, row=number) from None
     return pd.DataFrame(rows, columns=["ndcg", "recall", "hit", "rr"])
+
+def _means(k: int) -> Callable:
+    "Means of the four scores, from their sums and the number of lists."
+    names = (f"ndcg@{k}", f"recall@{k}", "hit@1", "mrr")
+    return lambda sums: {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
 
 def ranking_scores(rankings: Sequence, wanted: Sequence, k: int = 10,
                    clusters: Sequence = None,   # a key a list, such as its user
                    n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
                   ) -> dict:                    # ndcg@k, recall@k, hit@1, mrr: Interval
-    "Mean scores with intervals over lists, or clusters of them. Raises `InputError` if no list can be judged."
+    "Mean scores with intervals over lists, or clusters of them. Raises `InputError` if nothing is wanted."
     table = judge_lists(rankings, wanted, k)
     use = table["ndcg"].notna().to_numpy()
     if not use.any():
         raise InputError("nobody wants anything", "give at least one list with a wanted item")
     keys = None if clusters is None else [key for key, used in zip(clusters, use) if used]
     columns = np.column_stack([table[use], np.ones(use.sum())])
-    names = (f"ndcg@{k}", f"recall@{k}", "hit@1", "mrr")
-    def means(sums): return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
-    return _resampled(columns, means, keys, n_resamples, confidence, seed)
+    return _resampled(columns, _means(k), keys, n_resamples, confidence, seed)
 
 def compare_rankings(rankings: Sequence, others: Sequence,    # two lists for the same users
                      wanted: Sequence, k: int = 10, clusters: Sequence = None,
@@ -103,9 +107,7 @@ def compare_rankings(rankings: Sequence, others: Sequence,    # two lists for th
     if not use.any():
         raise InputError("nobody wants anything", "give at least one list with a wanted item")
     keys = None if clusters is None else [key for key, used in zip(clusters, use) if used]
-    names = (f"ndcg@{k}", f"recall@{k}", "hit@1", "mrr")
-    def means(sums): return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}
-    return _resampled(np.column_stack([gap[use], np.ones(use.sum())]), means, keys, n_resamples, confidence,
+    return _resampled(np.column_stack([gap[use], np.ones(use.sum())]), _means(k), keys, n_resamples, confidence,
                       seed, bounded=False)
 
 # %% ../nbs/09_ranking.ipynb #87186f3e
@@ -170,7 +172,7 @@ def mmr(scores: Sequence,          # relevance of the candidates, best in 0..1
         open_[best] = False
     return taken
 
-# %% ../nbs/09_ranking.ipynb #72d3e3ed
+# %% ../nbs/09_ranking.ipynb #2ee7f060
 def provider_sums(rankings: Sequence,    # lists of item numbers
                   providers: Sequence,   # of each item
                   merits=None,           # relevance, shape (lists, items), at least 0; None: 1 for each item
@@ -190,8 +192,9 @@ def provider_sums(rankings: Sequence,    # lists of item numbers
     return [str(name) for name in names], exposure, merit
 
 def exposure_table(rankings: Sequence, providers: Sequence, merits=None, k: int = 10,
-                   clusters: Sequence = None, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
-                  ) -> pd.DataFrame:    # a row a provider: items, exposure, merit (shares), ratio, low, high, n
+                   clusters: Sequence = None,
+                   n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
+                  ) -> pd.DataFrame:    # provider, items, exposure and merit (shares), ratio, low, high, n
     "Exposure against merit by provider (Singh and Joachims 2018), with intervals of the ratio."
     names, exposure, merit = provider_sums(rankings, providers, merits, k)
     m = len(names)
@@ -200,7 +203,8 @@ def exposure_table(rankings: Sequence, providers: Sequence, merits=None, k: int 
             shown = sums[:, :m] / sums[:, :m].sum(1, keepdims=True)
             due = sums[:, m:] / sums[:, m:].sum(1, keepdims=True)
             return {name: shown[:, i] / due[:, i] for i, name in enumerate(names)}
-    found = _resampled(np.hstack([exposure, merit]), ratios, clusters, n_resamples, confidence, seed, bounded=False)
+    found = _resampled(np.hstack([exposure, merit]), ratios, clusters, n_resamples, confidence, seed,
+                       bounded=False)
     counts = Counter(map(str, providers))
     shown, due = exposure.sum(0) / max(1e-12, exposure.sum()), merit.sum(0) / max(1e-12, merit.sum())
     return pd.DataFrame([{"provider": name, "items": counts[name], "exposure": shown[i], "merit": due[i],
@@ -210,7 +214,7 @@ def exposure_table(rankings: Sequence, providers: Sequence, merits=None, k: int 
 def exposure_gap(rankings: Sequence, providers: Sequence, merits=None, k: int = 10,
                  clusters: Sequence = None, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
                 ) -> Interval:    # 0 is fair, 1 is the worst
-    "Half the sum of |exposure share - merit share|: the share of all attention that goes to the wrong provider."
+    "Half the sum of |exposure share - merit share|: the share of attention that the wrong providers get."
     names, exposure, merit = provider_sums(rankings, providers, merits, k)
     m = len(names)
     def gap(sums):
@@ -219,7 +223,7 @@ def exposure_gap(rankings: Sequence, providers: Sequence, merits=None, k: int = 
             return {"gap": np.abs(shown - sums[:, m:] / sums[:, m:].sum(1, keepdims=True)).sum(1) / 2}
     return _resampled(np.hstack([exposure, merit]), gap, clusters, n_resamples, confidence, seed)["gap"]
 
-# %% ../nbs/09_ranking.ipynb #daac7098
+# %% ../nbs/09_ranking.ipynb #58de715a
 class ExposureControl:
     "Ranks list after list so that providers get exposure by merit (FairCo, Morik et al. 2020)."
     def __init__(self, providers: Sequence,    # of each item
@@ -246,7 +250,8 @@ class ExposureControl:
         "The next list; its exposure and merit are booked."
         items = np.arange(len(self.member)) if items is None else np.asarray(items)
         scores, merits = np.asarray(scores, dtype=float), np.asarray(merits, dtype=float)
-        if not len(items) == len(scores) == len(merits) or not np.isfinite(scores).all() or (merits < 0).any():
+        fit = len(items) == len(scores) == len(merits)
+        if not (fit and np.isfinite(scores).all() and (merits >= 0).all()):
             raise InputError(f"{len(scores)} scores and {len(merits)} merits for {len(items)} candidates",
                              "give a finite score, and a merit of at least 0, for each")
         member = self.member[items]
@@ -256,7 +261,7 @@ class ExposureControl:
         self.lists += 1
         return items[order].tolist()
 
-# %% ../nbs/09_ranking.ipynb #8ae43290
+# %% ../nbs/09_ranking.ipynb #f28100c7
 def plot_exposure(tables: dict):    # name -> table of `exposure_table`, all of the same providers
     "Ratio of exposure to merit by provider, with intervals; 1 is fair. Returns the figure."
     import matplotlib.pyplot as plt
@@ -265,7 +270,8 @@ def plot_exposure(tables: dict):    # name -> table of `exposure_table`, all of 
     for number, (name, table) in enumerate(tables.items()):
         y = np.arange(len(table)) + 0.7 * ((number + 0.5) / len(tables) - 0.5)
         reach = np.clip([table["ratio"] - table["low"], table["high"] - table["ratio"]], 0, None)
-        axis.errorbar(table["ratio"], y, xerr=reach, fmt="o", capsize=2, markersize=5, color=f"C{number}", label=name)
+        axis.errorbar(table["ratio"], y, xerr=reach, fmt="o", capsize=2, markersize=5, color=f"C{number}",
+                      label=name)
     labels = [f"{row.provider} ({row.items} items)".replace("$", r"\$") for row in first.itertuples()]
     axis.axvline(1, color="grey", linestyle="--", linewidth=1)
     axis.set(yticks=range(len(first)), yticklabels=labels, xlabel="exposure over merit, 95% interval; 1 is fair")

@@ -96,11 +96,12 @@ class BM25:
         parts = [_top(self.scores(queries[i:i + chunk]), k) for i in range(0, len(queries), chunk)]
         return _joined(parts, k)
 
-# %% ../nbs/08_retrieval.ipynb #71fb1faf
+# %% ../nbs/08_retrieval.ipynb #e4bf4493
 def _texts(texts) -> list:    # the same as a list of str
     "Raise `InputError`, with its number, for what is no text."
     if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
-        raise InputError(f"a list of texts is expected, not {type(texts).__name__}", "put the text into a list")
+        raise InputError(f"a list of texts is expected, not {type(texts).__name__}",
+                         "put the text into a list")
     texts = list(texts)
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
@@ -112,7 +113,7 @@ def _joined(parts: list, k: int) -> Hits:
         return Hits(np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64))
     return Hits(*(np.concatenate(columns) for columns in zip(*parts)))
 
-# %% ../nbs/08_retrieval.ipynb #0849c025
+# %% ../nbs/08_retrieval.ipynb #9b794e44
 def _encoder_of(model, tokenizer) -> tuple:    # (encoder, tokenizer)
     "The encoder of whatever holds one. Raises `InputError` if it cannot be had."
     if isinstance(model, (str, os.PathLike)):
@@ -173,7 +174,8 @@ class Embedder:
             self.model.train(was_training)
         return vectors
 
-    def __repr__(self): return f"Embedder({self.name}, {self.width} wide, texts of up to {self.max_length} pieces)"
+    def __repr__(self):
+        return f"Embedder({self.name}, {self.width} wide, texts of up to {self.max_length} pieces)"
 
 # %% ../nbs/08_retrieval.ipynb #f1437cab
 def mean_pooled(states: torch.Tensor,    # of the last layer, shape (texts, length, width)
@@ -184,7 +186,7 @@ def mean_pooled(states: torch.Tensor,    # of the last layer, shape (texts, leng
     mean = (states * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
     return torch.nn.functional.normalize(mean, dim=-1)
 
-# %% ../nbs/08_retrieval.ipynb #09cd5cc0
+# %% ../nbs/08_retrieval.ipynb #5f53e15f
 class Index:
     "Exact search by inner product. Raises `InputError` for vectors that do not fit."
     kind = "exact"
@@ -207,7 +209,8 @@ class Index:
                              f"give a matrix of width {known or 'at least 1'}")
         bad = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(bad):
-            raise InputError("a vector has values that are not finite", "mend the encoder", row=int(bad[0]) + 1)
+            raise InputError("a vector has values that are not finite", "mend the encoder",
+                             row=int(bad[0]) + 1)
         return vectors
 
     def add(self, vectors: np.ndarray) -> "Index":
@@ -376,7 +379,7 @@ def load_index(path: Path,
     "Read an index. Raises `InputError` for a file that is none, or is damaged."
     return _index_from(*_read_whole(path), path, rebuild)
 
-# %% ../nbs/08_retrieval.ipynb #47645f39
+# %% ../nbs/08_retrieval.ipynb #a5efcad2
 class Retriever:
     "Search for texts by meaning. Raises `InputError` for what is no text."
     def __init__(self, embedder: Embedder, texts: Sequence,
@@ -405,11 +408,11 @@ class Retriever:
         found.embedder, found.index = embedder, _index_from(tensors, about, path, rebuild)
         found.texts = _texts(json.loads(tensors.get("texts", np.zeros(0, np.uint8)).tobytes() or b"[]"))
         if len(found.texts) != len(found.index):
-            raise InputError(f"holds {len(found.texts)} texts and {len(found.index)} vectors", "make it again",
-                             str(path))
+            raise InputError(f"holds {len(found.texts)} texts and {len(found.index)} vectors",
+                             "make it again", str(path))
         if found.texts:
-            one = embedder.encode(found.texts[:1])[0]
-            if one.shape != found.index.vectors[0].shape or not np.allclose(one, found.index.vectors[0], atol=0.01):
+            one, stored = embedder.encode(found.texts[:1])[0], found.index.vectors[0]
+            if one.shape != stored.shape or not np.allclose(one, stored, atol=0.01):
                 raise InputError(f"was made with another encoder ({about.get('encoder')})",
                                  "load it with that one, or make it again", str(path))
         return found
