@@ -19,7 +19,7 @@ import pandas as pd
 from .data import InputError
 from .metrics import Interval, _interval, _per_cluster, _resampled_totals
 
-# %% ../nbs/09_ranking.ipynb #5c08edf3
+# %% ../nbs/09_ranking.ipynb #ea4d8306
 def _gains(wanted) -> dict:    # item -> gain above 0
     "Gains by item. Raises `InputError` for a gain below 0 or one that is no number."
     gains = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
@@ -47,7 +47,8 @@ def judge_list(ranked: Sequence[Hashable],   # items, the best first
     first = np.flatnonzero(found)
     return {"ndcg": float(found[:k] @ discounts(len(found[:k])) / (best @ discounts(len(best)))),
             "recall": float((found[:k] > 0).sum() / len(gains)),
-            "hit": float(len(found) > 0 and found[0] > 0), "rr": float(1 / (first[0] + 1)) if len(first) else 0.0}
+            "hit": float(len(found) > 0 and found[0] > 0),
+            "rr": float(1 / (first[0] + 1)) if len(first) else 0.0}
 
 # %% ../nbs/09_ranking.ipynb #03691c7b
 def _resampled(columns: np.ndarray,         # what is summed, shape (lists, k)
@@ -261,7 +262,7 @@ class ExposureControl:
         self.lists += 1
         return items[order].tolist()
 
-# %% ../nbs/09_ranking.ipynb #f28100c7
+# %% ../nbs/09_ranking.ipynb #177e142b
 def plot_exposure(tables: dict):    # name -> table of `exposure_table`, all of the same providers
     "Ratio of exposure to merit by provider, with intervals; 1 is fair. Returns the figure."
     import matplotlib.pyplot as plt
@@ -274,7 +275,8 @@ def plot_exposure(tables: dict):    # name -> table of `exposure_table`, all of 
                       label=name)
     labels = [f"{row.provider} ({row.items} items)".replace("$", r"\$") for row in first.itertuples()]
     axis.axvline(1, color="grey", linestyle="--", linewidth=1)
-    axis.set(yticks=range(len(first)), yticklabels=labels, xlabel="exposure over merit, 95% interval; 1 is fair")
+    axis.set(yticks=range(len(first)), yticklabels=labels,
+             xlabel="exposure over merit, 95% interval; 1 is fair")
     axis.invert_yaxis()
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(tables))
     axis.spines[["top", "right"]].set_visible(False)
