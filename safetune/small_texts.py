@@ -264,7 +264,7 @@ def dialogues(rows: int = 1000,    # in train; a tenth of it in validation, a fi
     "Dialogues with a shop; the test split has products with new matters."
     return make_splits(_turns, _sizes(rows), seed)
 
-# %% ../nbs/05h_small_texts.ipynb #0a73cb3a
+# %% ../nbs/05h_small_texts.ipynb #532a5f38
 PARTS = {
     "hydraulics": "pump hose valve cylinder piston reservoir oil leak pressure seal fitting filter gauge "
                   "fluid accumulator manifold nozzle gasket coupling relief".split(),
@@ -278,7 +278,8 @@ PARTS = {
 _REPORTS = ["The {a} near the {b} was checked and the {c} replaced.",
             "Found a fault at the {a}; {b} and {c} look fine.",
             "Operator reports trouble with the {a} after work on the {b}.",
-            "The {a} failed again, see {b} and {c}.", "Replaced the {a}, tested the {b}.", "No fault found at {a} or {b}, the {c} is to be watched.",
+            "The {a} failed again, see {b} and {c}.", "Replaced the {a}, tested the {b}.",
+            "No fault found at {a} or {b}, the {c} is to be watched.",
             "After a week the {a} and the {b} were in order.", "The {a} must be ordered; the {b} can wait."]
 _FILLERS = ["Machine {n} is running again.", "The visit took {n} minutes.", "Next visit in {n} days.",
             "The customer was informed.", "Photos are attached.", "The shift leader has signed."]
