@@ -14,6 +14,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from . import adaptation, dialogue, sequences  # noqa: F401  their tasks register themselves
 from .data import InputError, well_formed
 from .metrics import entities
 from .tasks import (Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model,

@@ -36,6 +36,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments,
                           set_seed)
 
+from . import adaptation, dialogue, sequences  # noqa: F401  their tasks register themselves
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
