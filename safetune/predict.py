@@ -14,7 +14,8 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from . import questions, relations  # noqa: F401  their tasks register themselves
+# Their tasks register themselves; of tasks with one architecture the first is the default.
+from . import relations, questions, sequences, dialogue, adaptation  # noqa: F401
 from .data import InputError, well_formed
 from .metrics import entities
 from .tasks import (Task, load_model, load_tokenizer, max_input_length, run_model, task_of_model,

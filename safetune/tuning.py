@@ -36,7 +36,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments,
                           set_seed)
 
-from . import questions, relations  # noqa: F401  their tasks register themselves
+# Their tasks register themselves; of tasks with one architecture the first is the default.
+from . import relations, questions, sequences, dialogue, adaptation  # noqa: F401
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
