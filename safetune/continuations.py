@@ -97,7 +97,7 @@ def _read(prompt) -> str:
     text = prompt.text if isinstance(prompt, Prompt) else prompt
     return text if isinstance(text, str) else " ".join(message["content"] for message in text)
 
-# %% ../nbs/16g_continuations.ipynb #8ac93183
+# %% ../nbs/16g_continuations.ipynb #8e21fda6
 def continue_prompts(predictor,             # `Writer`, or what it takes
                      prompts: Sequence,     # of `Prompt`, or texts
                      scorer, samples: int,
@@ -131,8 +131,8 @@ class ContinuationToxicity(Check):
         self.options, self.progress = {"top_p": 0.9, "seed": self.seed} | (options or {}), progress
 
     def run(self, predictor, data) -> Result:    # data: of `Prompt`
-        prompts, texts, scores = continue_prompts(predictor, data, self.scorer, self.samples, self.options,
-                                                  self.progress)
+        prompts, texts, scores = continue_prompts(predictor, data, self.scorer, self.samples,
+                                                  self.options, self.progress)
         worst, toxic = scores.max(axis=1), (scores >= self.threshold).any(axis=1)
         units = [one.template or f"prompt {i}" for i, one in enumerate(prompts)]
         kinds = {"all": np.ones(len(prompts), dtype=bool)}
