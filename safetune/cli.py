@@ -54,7 +54,7 @@ def read_data(arguments, task=None):
                      on_error="repair" if arguments.repair else "raise", config=arguments.config,
                      revision=arguments.revision)
 
-# %% ../nbs/21_cli.ipynb #d296a3f5
+# %% ../nbs/21_cli.ipynb #f4e26434
 def _setting(text):
     "A setting's value: a number, true, false, null or JSON where it reads as one, else a string."
     try:
@@ -84,6 +84,8 @@ def add_train(commands):
                         help="seed of the new head, dropout and row order (0)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                         help="any other field of safetune.tuning.Settings, as dropout=0.2")
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="an option of the task, as num_beams=4 for translation")
     parser.add_argument("--max-length", type=int, metavar="N",
                         help="longest input in subwords; longer rows are read in windows")
     parser.add_argument("--strategy", choices=("first", "all"), default="first",
@@ -92,7 +94,7 @@ def add_train(commands):
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is in DIR already")
     parser.set_defaults(run=train)
 
-# %% ../nbs/21_cli.ipynb #7fb1d1b4
+# %% ../nbs/21_cli.ipynb #94135aef
 def train(arguments) -> int:
     "Fine-tune, evaluate on validation and test, and save."
     import shutil
@@ -106,7 +108,8 @@ def train(arguments) -> int:
     if arguments.overwrite and not arguments.resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     tuner = Tuner(read_data(arguments, arguments.task), arguments.model, arguments.task, out=checkpoints,
-                  max_length=arguments.max_length, strategy=arguments.strategy)
+                  max_length=arguments.max_length, strategy=arguments.strategy,
+                  options={name: _setting(value) for name, value in _pairs(arguments.option, "option").items()})
     logger.info("%s, %s", tuner.task,
                 ", ".join(f"{split} {len(part):,}" for split, part in tuner.data.items()))
     tuner.fit(resume=arguments.resume, **settings)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['logger', 'TASKS', 'BATCH_TOKENS', 'MORE_TOKENS', 'Task', 'said', 'metric_counts', 'located', 'TokenClassification',
            'without_nan', 'softmax', 'look_up', 'SequenceClassification', 'MultiLabelClassification', 'Regression',
-           'register', 'get_task', 'infer_task', 'task_of_model', 'load_tokenizer', 'load_model', 'max_input_length',
-           'Collator', 'tokens_for', 'token_batches', 'run_model', 'taught_loss']
+           'register', 'get_task', 'infer_task', 'task_of_model', 'choose', 'load_tokenizer', 'read_config',
+           'load_model', 'max_input_length', 'Collator', 'tokens_for', 'token_batches', 'run_model', 'taught_loss']
 
 # %% ../nbs/05_tasks.ipynb #0bf00940
 import dataclasses
@@ -25,7 +25,7 @@ from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores, 
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05_tasks.ipynb #5ccdec5b
+# %% ../nbs/05_tasks.ipynb #cbbea7a8
 class Task:
     """One kind of task: how rows become features, which head the model gets,
     how outputs become predictions and scores."""
@@ -41,6 +41,8 @@ class Task:
     new_head = True             # is the head new, so that it must be trained whole?
     generates = False           # does `forward` write text, in place of giving logits?
     validation_rows = None      # at most so many are answered after an epoch; None: all
+    offsets = True              # must the tokenizer say where in the text a token stands?
+    options = ()                # names of what `choose` can set
     # which subwords carry a word's label in training, see `align_labels`; for words to tags
     strategy = "first"
 
@@ -467,10 +469,23 @@ def task_of_model(config,           # configuration of a saved model
                      "has no head for a task that safetune knows",
                      "fine-tune it first with safetune train", name)
 
-# %% ../nbs/05_tasks.ipynb #7aa9b45f
-def load_tokenizer(name: str,      # folder or Hub name
-                  ):               # a fast tokenizer with a padding token
-    "The tokenizer of a model. Raises `InputError` if it cannot be had or is not a fast one."
+# %% ../nbs/05_tasks.ipynb #90ae2c9a
+def choose(task: Task, **options) -> Task:
+    "Set options of a task, such as the width of a beam. Raises `InputError` for one that it does not have."
+    for name, value in options.items():
+        if name not in task.options:
+            known = f"it has {', '.join(task.options)}" if task.options else "it has none"
+            raise InputError(f"{task.name} has no option {name!r}", known)
+        setattr(task, name, value)
+    return task
+
+# %% ../nbs/05_tasks.ipynb #51a832c7
+def _first_line(error): return str(error).strip().split("\n")[0][:200]
+
+def load_tokenizer(name: str,             # folder or Hub name
+                   offsets: bool = True,  # False: one that cannot say where a token stands will do
+                  ):                      # with a padding token
+    "The tokenizer of a model. Raises `InputError` if it cannot be had, or lacks offsets that are needed."
     from transformers import AutoTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -479,12 +494,25 @@ def load_tokenizer(name: str,      # folder or Hub name
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"no tokenizer can be loaded ({_first_line(error)})",
                          "check the folder or the Hub name, and the network", name) from None
-    if not tokenizer.is_fast:
+    except ImportError as error:
+        raise InputError(f"its tokenizer needs a package that is not there ({_first_line(error)})",
+                         "pip install sentencepiece", name) from None
+    if offsets and not tokenizer.is_fast:
         raise InputError("has no fast tokenizer", "choose a model that has a tokenizer.json", name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         logger.warning("%s has no padding token; padding with %r", name, tokenizer.pad_token)
     return tokenizer
+
+# %% ../nbs/05_tasks.ipynb #03b7b619
+def read_config(name: str):    # folder or Hub name
+    "The configuration of a saved model. Raises `InputError` if it cannot be had."
+    from transformers import AutoConfig
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no model can be loaded ({_first_line(error)})",
+                         "check the folder or the Hub name, and the network", name) from None
 
 def load_model(name: str,        # folder or Hub name
                task: Task,       # gives head and labels
@@ -512,8 +540,6 @@ def load_model(name: str,        # folder or Hub name
         transformers.logging.set_verbosity(verbosity)
     model.config.update(own)    # the constructors of models do not take them
     return model.eval()
-
-def _first_line(error): return str(error).strip().split("\n")[0][:200]
 
 def max_input_length(tokenizer, config,
                     ) -> int:  # subwords with special tokens

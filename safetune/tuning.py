@@ -8,10 +8,10 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'learn_piece
            'layer_groups', 'add_lora', 'check_private', 'noise_for', 'spent_epsilon', 'PoissonSampler',
            'seeded_generator', 'PrivateTrainer', 'choose_precision', 'dropout_config', 'check_loggers',
            'logger_callbacks', 'Progress', 'checkpoint_to_resume', 'training_arguments', 'training_loss',
-           'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'finish_run', 'Tuner', 'history_table',
-           'write_json', 'save_model', 'plot_history', 'suggest', 'search']
+           'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'exact_model', 'finish_run', 'Tuner',
+           'history_table', 'write_json', 'save_model', 'plot_history', 'suggest', 'search']
 
-# %% ../nbs/06_tuning.ipynb #83b7cfe1
+# %% ../nbs/06_tuning.ipynb #d098bb44
 import dataclasses
 import json
 import logging
@@ -26,23 +26,22 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 import transformers
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import (AutoConfig, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments,
-                          set_seed)
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 # Their tasks register themselves; of tasks with one architecture the first is the default.
 from . import relations, questions, sequences, dialogue, adaptation  # noqa: F401
 from .data import InputError, TokenBudgetSampler, load_data, with_splits
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
-from .tasks import (Collator, Task, infer_task, load_model, load_tokenizer, max_input_length,
-                            run_model)
+from .tasks import (Collator, Task, choose, infer_task, load_model, load_tokenizer, max_input_length,
+                            read_config, run_model)
 
 logger = logging.getLogger("safetune")
 
@@ -118,7 +117,7 @@ def new_encoder(texts,                     # iterable of texts, or of lists of w
 # %% ../nbs/06_tuning.ipynb #9643ed43
 ADVERSARIAL_STEPS = {"fgm": 1, "pgd": 3}  # name -> steps up the gradient
 
-# %% ../nbs/06_tuning.ipynb #799c4466
+# %% ../nbs/06_tuning.ipynb #740bd0af
 @dataclass(frozen=True)
 class Settings:
     "What a training run is made of. Raises `InputError` for values that make no sense."
@@ -144,6 +143,8 @@ class Settings:
     adversarial_size: float = 0.03  # how far, as a share of the norm of a row's embeddings
     layer_decay: float = 1.0        # factor on the learning rate from each layer to the one below it
     lora_rank: int = None           # train low-rank updates of this rank, and the head, only
+    # with lora_rank, on a GPU: hold the weights that stay as they are in four bits
+    four_bit: bool = False
     dp_epsilon: float = None        # train with differential privacy within this budget
     dp_delta: float = None          # chance that the guarantee fails; None: rows ** -1.1
     dp_clip: float = 1.0            # largest norm of the gradient of one row
@@ -178,6 +179,9 @@ class Settings:
             if not fine:
                 raise InputError(f"the setting {name} cannot be {getattr(self, name)!r}",
                                  "see safetune.tuning.Settings")
+        if self.four_bit and not self.lora_rank:
+            raise InputError("weights in four bits cannot be trained themselves",
+                             "set lora_rank too, or leave four_bit out")
 
 # %% ../nbs/06_tuning.ipynb #ebc3707f
 def make_settings(**settings) -> Settings:
@@ -683,7 +687,7 @@ def batch_sampler(features: list, settings: Settings, processes: int,
     return TokenBudgetSampler(lengths, settings.batch_tokens or max(max(lengths), average),
                               seed=settings.seed, multiple_of=processes)
 
-# %% ../nbs/06_tuning.ipynb #f6215e94
+# %% ../nbs/06_tuning.ipynb #9ee88ec0
 def private_options(settings: Settings, features: list, loss):
     "Poisson batches, and options of `PrivateTrainer` with the noise that keeps a run within its budget."
     check_private(settings, features)
@@ -719,8 +723,12 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     if settings.checkpoint_steps:
         callbacks.append(_SaveEvery(settings.checkpoint_steps))
     sgd = (torch.optim.SGD, {"lr": settings.lr, "momentum": 0.9})
+    model = tuner.new_model(settings)
+    # the Trainer refuses weights in four bits unless it is told of adapters beside them; only while it is made,
+    # since checkpoints are to hold the whole model
+    model._hf_peft_config_loaded = settings.four_bit
     trainer = kind(
-        model=tuner.new_model(settings), train_dataset=train, eval_dataset=validation,
+        model=model, train_dataset=train, eval_dataset=validation,
         args=training_arguments(folder, settings, tuner.task, steps, other_loggers),
         callbacks=[*callbacks, clock],
         data_collator=tuner.task.collator(tuner.tokenizer, 8 if torch.cuda.is_available() else 1),
@@ -729,21 +737,34 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
         task=tuner.task, tokenizer=tuner.tokenizer, settings=settings, sampler=sampler,
         validation=(list(tuner.data["validation"]), validation), **options)
     trainer.remove_callback(transformers.PrinterCallback)
+    model._hf_peft_config_loaded = False
     clock.trainer = trainer
     return trainer
 
-# %% ../nbs/06_tuning.ipynb #314b4f8e
+# %% ../nbs/06_tuning.ipynb #ec6a9c61
+def exact_model(tuner):
+    "What was trained beside weights in four bits, put into the weights as they were before rounding."
+    settings = replace(tuner.trainer.settings, four_bit=False, lora_rank=None)
+    exact = dialogue.merge_updates(tuner.model, tuner.new_model(settings))
+    trained = {name: parameter for name, parameter in tuner.model.named_parameters()
+               if parameter.requires_grad and "lora_" not in name}
+    exact.load_state_dict(trained, strict=False)    # the head
+    return exact
+
 def finish_run(tuner):
     "Make the model of a `Tuner` an ordinary one again, and note what privacy has cost."
     tuner.privacy = None
     if isinstance(tuner.trainer, PrivateTrainer):
         tuner.trainer.finish()
         tuner.privacy = tuner.trainer.report()
-    if tuner._lora is not None:
-        tuner.model, tuner._lora = tuner._lora.merge_and_unload(), None
+    if tuner._lora is not None and tuner.trainer.settings.four_bit:
+        tuner.model = exact_model(tuner)
+    elif tuner._lora is not None:
+        tuner.model = tuner._lora.merge_and_unload()
+    tuner._lora = None
     tuner.model = tuner.model.eval()
 
-# %% ../nbs/06_tuning.ipynb #3b5b103d
+# %% ../nbs/06_tuning.ipynb #043058a8
 class Tuner:
     "Fine-tunes a pretrained model. Raises `InputError` if data, model or a setting is at fault."
     def __init__(self,
@@ -756,6 +777,7 @@ class Tuner:
                  strategy: str = "first",   # words to tags: label the "first" subword of a word, or "all"
                  split_seed: int = 0,       # seed for splits that are missing
                  progress: bool = True,     # show a progress bar
+                 options: dict = None,      # of the task, such as {"num_beams": 4} for translation
                 ):
         is_loaded = hasattr(data, "column_names") and hasattr(data, "items")
         self.data = with_splits(data if is_loaded else load_data(data, task=task), split_seed)
@@ -763,9 +785,10 @@ class Tuner:
         if strategy not in ("first", "all"):
             raise InputError(f"the strategy cannot be {strategy!r}", "use 'first' or 'all'")
         self.task.strategy = strategy
+        choose(self.task, **(options or {}))
         self.source, self.stride, self.progress = str(model), stride, progress
-        self.tokenizer = load_tokenizer(self.source)
-        self.config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(self.source, self.task.offsets)
+        self.config = read_config(self.source)
         self.task.prepare(self.tokenizer)
         self.max_length = min(max_length or math.inf, max_input_length(self.tokenizer, self.config))
         self.out, self._features = out, {}
@@ -783,8 +806,10 @@ class Tuner:
     def new_model(self, settings: Settings):
         "The pretrained model with a new head, as the settings want it."
         set_seed(settings.seed)
-        model = load_model(self.source, self.task, self.tokenizer, new_head=True,
+        rounded = {"quantization_config": dialogue.four_bit()} if settings.four_bit else {}
+        model = load_model(self.source, self.task, self.tokenizer, new_head=True, **rounded,
                            **dropout_config(self.config, settings.dropout))
+        model._keys_to_ignore_on_save = set(model.all_tied_weights_keys)    # one copy is enough
         self.task.prepare(self.tokenizer, model)
         if settings.freeze:
             for parameter in model.base_model.parameters():
