@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 PACKAGE = ROOT / "safetune"
 NOTEBOOKS = sorted(path for path in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in path.parts))
+TUTORIALS = [path for path in NOTEBOOKS if path.parent.name == "tutorials"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SECONDS_PER_NOTEBOOK = 240  # the rule is one minute on two free cores; this is for a loaded machine
 LINES_PER_CELL = 60         # about a screen
@@ -36,6 +38,17 @@ if "google.colab" in sys.modules:
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
 FLAGS = config["DEFAULT"]["tst_flags"].split()
+
+def chosen_tutorials() -> set:    # of Path
+    """All tutorials where SAFETUNE_TUTORIALS is "all", else so many as it says (3), others on each commit."""
+    wanted = os.environ.get("SAFETUNE_TUTORIALS", "3")
+    if wanted == "all":
+        return set(TUTORIALS)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return set(random.Random(commit.strip()).sample(TUTORIALS, min(int(wanted), len(TUTORIALS))))
+
+
+CHOSEN_TUTORIALS = chosen_tutorials()
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.relative_to(NBS)))
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -88,6 +101,8 @@ def fork():
 
 @each_notebook
 def test_runs(notebook, record_property, fork, tmp_path):
+    if notebook in TUTORIALS and notebook not in CHOSEN_TUTORIALS:
+        pytest.skip("tutorials are sampled; SAFETUNE_TUTORIALS=all runs all of them")
     receiver, sender = fork.Pipe(duplex=False)
     log = tmp_path / "log"
     process = fork.Process(target=run_in_child, args=(notebook, log, sender))
@@ -158,6 +173,16 @@ def test_colab_badge_and_install_cell(notebook):
     install = next((number for number, cell in enumerate(cells(notebook)) if cell["source"].strip() == INSTALL_CELL), None)
     assert install is not None, f"the install cell is not exactly\n{INSTALL_CELL}"
     assert first < 5 and install < 6, "badge and install cell stand at the start"
+
+
+@pytest.mark.parametrize("notebook", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorials_have_what_a_reader_expects(notebook):
+    "What it costs, the switch to the real model and data, exercises with hidden answers, and an audit."
+    text = "\n".join(cell["source"] for cell in cells(notebook))
+    assert re.search(r"\*\*(Time and memory|时间与内存)", text), "no estimate of time and memory"
+    assert re.search(r"^FULL = (False|True)", text, re.MULTILINE) or "#| cuda" in text, "no switch FULL"
+    assert text.count("<details>") >= 2 and text.count("<details>") == text.count("</details>"), "no hidden answers"
+    assert re.search(r"\baudit\(", text), "nothing goes through the audit"
 
 
 @each_notebook
