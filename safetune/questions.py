@@ -163,6 +163,7 @@ class QuestionAnswering(Task):
     head = "AutoModelForQuestionAnswering"
     architecture = "ForQuestionAnswering"
     columns = ("question", "context", "answers")
+    judged = "F1"
     longest_answer = 30      # in subwords
 
     def __init__(self, labels: list = (),
@@ -324,6 +325,7 @@ class MultipleChoice(Task):
     architecture = "ForMultipleChoice"
     columns = ("question", "choices", "label")
     metric = "accuracy"
+    judged = "accuracy"
 
     def known_labels(self): return set()
 

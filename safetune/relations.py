@@ -125,6 +125,7 @@ class RelationExtraction(Task):
     head = "AutoModelForTokenClassification"
     architecture = "ForTokenClassification"
     columns = ("tokens", "head", "tail", "label")
+    judged = "micro-F1"
 
     def __init__(self, labels: list,
                  types: list = (),    # types of entities that have markers of their own
