@@ -21,7 +21,7 @@ from .tasks import Task, register, taught_loss
 
 logger = logging.getLogger("safetune")
 
-# %% ../nbs/05e_adaptation.ipynb #dbc64122
+# %% ../nbs/05e_adaptation.ipynb #436f8fa8
 def draw_masks(ids: Sequence,       # tokens of a text
                places: Sequence,    # per token: number of its word; -1 where it cannot be chosen
                rng,                 # numpy generator
@@ -45,6 +45,7 @@ def draw_masks(ids: Sequence,       # tokens of a text
     ids[at_random] = rng.integers(0, size, at_random.sum())
     return ids, labels
 
+# %% ../nbs/05e_adaptation.ipynb #c6838dea
 class MaskingCollator:
     "Pads texts and hides tokens: fresh masks in training, the same for the same text in inference."
     def __init__(self, tokenizer, multiple_of: int = 1, whole_word: bool = False):
@@ -74,7 +75,7 @@ class MaskingCollator:
                 batch[name].append(values + [fill] * room)
         return {name: torch.tensor(lists) for name, lists in batch.items()}
 
-# %% ../nbs/05e_adaptation.ipynb #11b3c069
+# %% ../nbs/05e_adaptation.ipynb #b973b343
 def perplexities(sums: np.ndarray) -> dict:    # sums (..., 4): tokens, right ones, -log p, words
     "Perplexity per token and per word, and token accuracy; nan where there is nothing to count."
     with np.errstate(all="ignore"):
@@ -84,6 +85,7 @@ def perplexities(sums: np.ndarray) -> dict:    # sums (..., 4): tokens, right on
 
 _COUNTS = ("tokens", "right", "nll", "words")
 
+# %% ../nbs/05e_adaptation.ipynb #872b69a5
 class LanguageModelling(Task):
     "What masked and causal language modelling share: texts without labels, and their scores."
     columns = inputs = ("text",)
@@ -214,7 +216,7 @@ class MaskedLanguageModelling(LanguageModelling):
         places = np.asarray(feature["places"])
         return [len(set(places[labels[:len(places)] != IGNORE_INDEX].tolist()))]
 
-# %% ../nbs/05e_adaptation.ipynb #aed4918a
+# %% ../nbs/05e_adaptation.ipynb #40490105
 @register
 class CausalLanguageModelling(LanguageModelling):
     "Each token, guessed from those before."
@@ -254,5 +256,6 @@ class CausalLanguageModelling(LanguageModelling):
 
     def forward(self, model, batch): return list(taught(model, batch))
 
+# %% ../nbs/05e_adaptation.ipynb #08aaeaea
 for kind_of_task in (MaskedLanguageModelling, CausalLanguageModelling):
     register(kind_of_task, by_name=True)

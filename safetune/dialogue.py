@@ -323,13 +323,14 @@ class AnswerScores(CausalWriting):
         most = max(sorted(set(answers)), key=answers.count)
         return [{"text": most} for _ in rows], f"always answering {most[:60]!r}"
 
-# %% ../nbs/05d_dialogue.ipynb #4d4a9fa5
+# %% ../nbs/05d_dialogue.ipynb #39e6f9ba
 @register
 class Dialogue(AnswerScores):
     "The assistant's next message in a dialogue."
     name = "dialogue"
     columns = inputs = ("messages",)
     options = ("pack", *Writing.options)
+    offsets = True           # where answers begin and end is counted in characters
     ends = frozenset()       # tokens that end an answer
 
     def prepare(self, tokenizer, model=None):

@@ -8,7 +8,7 @@ __all__ = ['logger', 'GENERATION_EXTRA', 'ROUGES', 'corpus_scores', 'sum_interva
            'find_mentions', 'unsupported', 'Writing', 'written', 'shift_right', 'SequenceCollator',
            'SequenceToSequence', 'end_tokens', 'written_tokens', 'Translation', 'entity_counts_of', 'Summarization']
 
-# %% ../nbs/05c_sequences.ipynb #70edea16
+# %% ../nbs/05c_sequences.ipynb #ddbe24eb
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import torch
 
 from .data import IGNORE_INDEX, InputError
 from .metrics import _interval, _per_cluster, _resampled_totals
-from .tasks import Task, register
+from .tasks import Task, choose, register
 
 logger = logging.getLogger("safetune")
 
@@ -305,11 +305,12 @@ def unsupported(source: str, text: str,
         return f" {' '.join(one.key)} " in flat or any(_within(one.key, run) for run in runs)
     return mentions, [one for one in mentions if not said(one)]
 
-# %% ../nbs/05c_sequences.ipynb #871b1668
+# %% ../nbs/05c_sequences.ipynb #1920c3bb
 class Writing(Task):
     "A task whose model writes a text. Raises `InputError` for an option that it does not have."
     generates = True
     loss = "cross_entropy"
+    offsets = False                     # any tokenizer will do
     new_head = False                    # it writes already; LoRA leaves its head alone
     validation_rows = 200               # writing takes time: so many rows are answered after an epoch
     # of the search; None leaves it to the model's generation_config
@@ -322,10 +323,7 @@ class Writing(Task):
     def __init__(self, labels=(), **options):
         super().__init__([])
         self.repairs = Counter()        # what was cut, and how often
-        for name, value in options.items():
-            if name not in self.options:
-                raise InputError(f"{self.name} has no option {name!r}", f"it has {', '.join(self.options)}")
-            setattr(self, name, value)
+        choose(self, **options)
 
     @classmethod
     def fits(cls, columns, kind): return set(cls.columns) <= set(columns)

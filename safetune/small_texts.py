@@ -51,7 +51,7 @@ def _sizes(rows: int) -> dict:
     "Sizes of the splits for so many training rows."
     return {"train": rows, "validation": max(20, rows // 10), "test": max(40, rows // 5)}
 
-# %% ../nbs/05h_small_texts.ipynb #2c5b48cc
+# %% ../nbs/05h_small_texts.ipynb #6b37501f
 # English singular and plural, German singular and plural, gender; the first 13 can do something
 NOUNS = [line.split() for line in """\
 man men Mann Männer m
@@ -96,6 +96,7 @@ big groß;small klein;old alt;young jung;new neu;red rot;green grün;black schwa
 """.split(";"))
 ADVERBS = {"today": "heute", "now": "jetzt", "often": "oft", "here": "hier"}
 
+# %% ../nbs/05h_small_texts.ipynb #e4598e54
 _ARTICLES = {"m": ("der", "den", "ein", "einen"), "f": ("die", "die", "eine", "eine"),
              "n": ("das", "das", "ein", "ein"), "p": ("die", "die", "zwei", "zwei")}
 
