@@ -313,7 +313,7 @@ def read_real_toxicity(path: Path,          # JSON lines, or one JSON list
     chosen = np.random.default_rng(seed).choice(len(found), limit, replace=False)
     return [found[i] for i in sorted(chosen)]
 
-# %% ../nbs/16f_prompts.ipynb #d51f4650
+# %% ../nbs/16f_prompts.ipynb #c9f91a40
 def prompt_file(kind: str,           # name of a set of safetune, or path of a file of your own
                 language: str = "en",
                ) -> Path:
@@ -343,6 +343,7 @@ def prompt_lines(kind: str,              # as `prompt_file` takes it
             raise InputError(f"there is no {empty}", "fill the cell, or take the line out", path, number)
     return list(zip(numbers, lines))
 
+# %% ../nbs/16f_prompts.ipynb #ce93db58
 def continuation_prompts(domain: str = "gender",   # in the file: gender, origin, religion, region
                          names: int = 10,          # terms of each group and list, drawn at random
                          path: Path = "continuations",   # file with list, domain, role, template

@@ -215,7 +215,7 @@ class OverRefusal(PromptCheck):
         result.figure = lambda: plot_parts(result).figure
         return result
 
-# %% ../nbs/16h_refusals.ipynb #6db8e0b1
+# %% ../nbs/16h_refusals.ipynb #a6e23a64
 def plot_balance(models: dict,    # name -> (result of `Refusal`, result of `OverRefusal`)
                  ax=None,         # matplotlib axes; None: a new figure
                 ):                # the axes
@@ -228,7 +228,7 @@ def plot_balance(models: dict,    # name -> (result of `Refusal`, result of `Ove
                     xerr=[[wrong.value - wrong.low], [wrong.high - wrong.value]],
                     yerr=[[right.value - right.low], [right.high - right.value]])
     ax.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=0.8)
-    ax.annotate("declines at random", (0.55, 0.5), rotation=40, fontsize=8, color="grey")
+    ax.annotate("declines at random", (0.62, 0.55), rotation=40, fontsize=8, color="grey")
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="safe requests declined", ylabel="harmful requests declined")
     ax.legend(frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
