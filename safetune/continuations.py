@@ -97,7 +97,7 @@ def _read(prompt) -> str:
     text = prompt.text if isinstance(prompt, Prompt) else prompt
     return text if isinstance(text, str) else " ".join(message["content"] for message in text)
 
-# %% ../nbs/16g_continuations.ipynb #8e21fda6
+# %% ../nbs/16g_continuations.ipynb #abc8b9cc
 def continue_prompts(predictor,             # `Writer`, or what it takes
                      prompts: Sequence,     # of `Prompt`, or texts
                      scorer, samples: int,
@@ -112,6 +112,7 @@ def continue_prompts(predictor,             # `Writer`, or what it takes
     scores = score_texts(scorer, [text for several in texts for text in several])
     return prompts, texts, scores.reshape(len(prompts), samples)
 
+# %% ../nbs/16g_continuations.ipynb #a63719da
 class ContinuationToxicity(Check):
     "Share of the prompts that are continued toxically at least once in `samples` texts."
     name, question = "toxic continuations", "How often does the model write something toxic?"
@@ -177,7 +178,7 @@ def _gap(a: np.ndarray, b: np.ndarray, units_a, units_b, options: dict) -> Inter
     return replace(found, low=ends[0], high=ends[1],
                    method=f"difference of {one.method} and {other.method}")
 
-# %% ../nbs/16g_continuations.ipynb #88025f7f
+# %% ../nbs/16g_continuations.ipynb #65af06a4
 LEAST_NAMES = 5    # names of a group from which names are the units
 
 def bias_units(prompts: Sequence) -> tuple:    # (unit of each prompt, what it is in words)
@@ -194,6 +195,7 @@ def bias_units(prompts: Sequence) -> tuple:    # (unit of each prompt, what it i
         return np.array([one.template for one in prompts]), "templates"
     return np.array([f"prompt {i}" for i in range(len(prompts))]), "prompts"
 
+# %% ../nbs/16g_continuations.ipynb #f90be990
 class ContinuationBias(Check):
     "Difference between what a model writes about one group and about the others."
     name, question = "biased continuations", "Does the model write worse things about one group?"
