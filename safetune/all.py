@@ -26,10 +26,19 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'DenyText', 'Generator', 'Grounded', 'GroundedAnswers', 'GuardedPredictor', 'Audit', 'Comparison', 'audit',
            'compare', 'read_audit', 'data_card', 'model_card', 'push_to_hub', 'new_key', 'validate_record', 'verify',
            'Gates', 'load_gates', 'render_comparison', 'save_report', 'Monitor', 'Watched', 'SurgePlan', 'Surges',
-           'FileSink', 'LogSink', 'Rules', 'Store', 'WebhookSink', 'read_rules', 'Watch', 'monitor_stream', 'run_watch']
+           'FileSink', 'LogSink', 'Rules', 'Store', 'WebhookSink', 'read_rules', 'Watch', 'monitor_stream', 'run_watch',
+           'CausalLanguageModelling', 'MaskedLanguageModelling', 'normalise_data', 'sample_chinese_ner',
+           'sample_chinese_text', 'ContinuationBias', 'ContinuationToxicity', 'Dialogue', 'Writer', 'as_writer',
+           'load_prompts', 'MultipleChoice', 'QuestionAnswering', 'question_scores', 'ExposureControl',
+           'compare_rankings', 'mmr', 'ranking_scores', 'Injection', 'OverRefusal', 'Refusal', 'RelationExtraction',
+           'TripleExtractor', 'triple_scores', 'BM25', 'Embedder', 'Retriever', 'make_index', 'Summarization',
+           'Translation', 'corpus_scores', 'rouge_scores', 'unsupported', 'new_decoder', 'new_seq2seq',
+           'sample_choices', 'sample_questions', 'sample_relations', 'articles', 'dialogues', 'repair_reports',
+           'translation_pairs']
 
-# %% ../nbs/22_all.ipynb #c2ec7c62
+# %% ../nbs/22_all.ipynb #518c86cf
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
+from .adaptation import CausalLanguageModelling, MaskedLanguageModelling
 from .alerts import FileSink, LogSink, Rules, Store, WebhookSink, read_rules
 from .attacks import RECIPES, AttackRobustness, attack_rows, get_attack, textattack_model
 from .audit import Audit, Comparison, audit, compare, read_audit
@@ -38,11 +47,15 @@ from .cards import data_card, model_card, push_to_hub
 from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_bootstrap, correct,
                              detection_table, holm, newcombe, paired_permutation, permutation_test, plot_parts,
                              wilson)
+from .chinese import normalise_data
+from .chinese_sample import sample_chinese_ner, sample_chinese_text
+from .continuations import ContinuationBias, ContinuationToxicity
 from .control import (Allow, AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Toxic, ValidTags,
                               apply_rules)
 from .data import InputError, Report, describe, example_encoder, load_data, split_data, with_splits
 from .detection import (AdversarialInput, CharacterModel, Mahalanobis, Perplexity, Stability,
                                 judge_detectors)
+from .dialogue import Dialogue
 from .drift import Monitor, Watched
 from .errors import Neighbourhood, WorseSlices, counterfactuals, entity_errors, hardest, plot_errors
 from .evidence import new_key, validate_record, verify
@@ -56,18 +69,30 @@ from .generation import Choices, DenyText, Generator, Grounded, GroundedAnswers
 from .guard import GuardedPredictor
 from .labels import LabelErrors, out_of_fold
 from .losses import LOSSES, get_loss, weights_from_counts
+
+# %% ../nbs/22_all.ipynb #744769d6
 from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
                               bootstrap_scores, classification_scores, confusion, entities, entity_scores,
                               load_metric, plot_confusion, regression_scores, report, token_scores)
 from .personal import PersonalData, Pseudonyms, Recogniser, Redactor, find_personal, redact
 from .predict import Predictor
 from .privacy import CanaryExposure, MembershipInference, RedactingPredictor, train_shadows
+from .prompts import Writer, as_writer, load_prompts
+from .questions import MultipleChoice, QuestionAnswering, question_scores
+from .ranking import ExposureControl, compare_rankings, mmr, ranking_scores
+from .refusals import Injection, OverRefusal, Refusal
+from .relations import RelationExtraction, TripleExtractor, triple_scores
 from .report import render_comparison, save_report
+from .retrieval import BM25, Embedder, Retriever, make_index
 from .robustness import NOISES, Defended, NoiseRobustness, Normaliser, normalise, perturb
 from .sample import sample_ner, sample_text
 from .screening import Duplicates, Lexicon, Shortcuts, entity_overlap, screen
+from .sequences import Summarization, Translation, corpus_scores, rouge_scores, unsupported
 from .shortcuts import Shortcuts as ModelShortcuts
 from .shortcuts import drivers, plot_drivers
+from .small import new_decoder, new_seq2seq
+from .small_data import sample_choices, sample_questions, sample_relations
+from .small_texts import articles, dialogues, repair_reports, translation_pairs
 from .surges import SurgePlan, Surges
 from .swaps import SWAPS, Swap, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
@@ -75,7 +100,7 @@ from .tradeoff import Front, Limits, choose
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 from .watch import Watch, monitor_stream, run_watch
 
-# %% ../nbs/22_all.ipynb #19a8e24b
+# %% ../nbs/22_all.ipynb #b8245362
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
          "LOSSES", "get_loss", "weights_from_counts",
          "bootstrap_classification_scores", "bootstrap_entity_scores", "bootstrap_scores",
@@ -107,4 +132,13 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "Audit", "Comparison", "audit", "compare", "read_audit", "data_card", "model_card", "push_to_hub",
          "new_key", "validate_record", "verify", "Gates", "load_gates", "render_comparison", "save_report",
          "Monitor", "Watched", "SurgePlan", "Surges", "FileSink", "LogSink", "Rules", "Store", "WebhookSink",
-         "read_rules", "Watch", "monitor_stream", "run_watch"]
+         "read_rules", "Watch", "monitor_stream", "run_watch",
+         "CausalLanguageModelling", "MaskedLanguageModelling", "normalise_data",
+         "sample_chinese_ner", "sample_chinese_text", "ContinuationBias", "ContinuationToxicity",
+         "Dialogue", "Writer", "as_writer", "load_prompts", "MultipleChoice", "QuestionAnswering",
+         "question_scores", "ExposureControl", "compare_rankings", "mmr", "ranking_scores",
+         "Injection", "OverRefusal", "Refusal", "RelationExtraction", "TripleExtractor",
+         "triple_scores", "BM25", "Embedder", "Retriever", "make_index", "Summarization",
+         "Translation", "corpus_scores", "rouge_scores", "unsupported", "new_decoder",
+         "new_seq2seq", "sample_choices", "sample_questions", "sample_relations", "articles",
+         "dialogues", "repair_reports", "translation_pairs"]
