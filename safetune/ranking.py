@@ -108,8 +108,8 @@ def compare_rankings(rankings: Sequence, others: Sequence,    # two lists for th
     if not use.any():
         raise InputError("nobody wants anything", "give at least one list with a wanted item")
     keys = None if clusters is None else [key for key, used in zip(clusters, use) if used]
-    return _resampled(np.column_stack([gap[use], np.ones(use.sum())]), _means(k), keys, n_resamples, confidence,
-                      seed, bounded=False)
+    return _resampled(np.column_stack([gap[use], np.ones(use.sum())]), _means(k), keys, n_resamples,
+                      confidence, seed, bounded=False)
 
 # %% ../nbs/09_ranking.ipynb #87186f3e
 def popularity(histories: Sequence,    # of each user: the items that were chosen

@@ -134,6 +134,7 @@ def _encoder_of(model, tokenizer) -> tuple:    # (encoder, tokenizer)
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     return encoder, tokenizer or load_tokenizer(model.config.name_or_path)
 
+# %% ../nbs/08_retrieval.ipynb #9b794eff
 class Embedder:
     "Vectors of length 1 for texts, from any encoder. Raises `InputError` if it cannot be had."
     def __init__(self, model,                   # folder, Hub name, transformers model, Predictor or Tuner
