@@ -141,7 +141,7 @@ def _texts(answers: Iterable,     # strings, or predictions with "text"
                              "return a string for each prompt", "answers", place)
     return [well_formed(text) for text in texts]
 
-# %% ../nbs/16f_prompts.ipynb #81b9b55b
+# %% ../nbs/16f_prompts.ipynb #dacce0f7
 class Writer:
     """Texts for prompts, from a folder or Hub name, a transformers model, a predictor that writes, or a
     function (list of prompts -> list of texts). Raises `InputError` for anything else."""
@@ -159,9 +159,12 @@ class Writer:
         if isinstance(model, (str, os.PathLike)) or (hasattr(model, "generate") and hasattr(model, "config")):
             self.model, self.tokenizer = _model_of(model, tokenizer)
         elif hasattr(model, "predict"):
-            self.predictor = model
-            if getattr(getattr(model, "task", None), "generates", False) and getattr(model, "model", None):
+            task = getattr(model, "task", None)
+            writes = str(getattr(task, "head", "")).endswith(("ForCausalLM", "ForSeq2SeqLM"))
+            if writes and getattr(model, "model", None) is not None:
                 self.model, self.tokenizer = model.model, model.tokenizer    # to sample with
+            if self.model is None or task.generates:    # a language model's predictor gives no texts
+                self.predictor = model
         elif callable(model):
             self.function = model
         else:
@@ -181,7 +184,7 @@ class Writer:
             raise InputError(f"{self.max_new_tokens} new tokens leave no place for a prompt in {room}",
                              "set a smaller max_new_tokens")
 
-# %% ../nbs/16f_prompts.ipynb #c52726de
+# %% ../nbs/16f_prompts.ipynb #bdf34bbf
 def _engine(self, samples: int, sample: bool) -> Generator:
     "The generator that runs the model."
     kind = _FromEncoder if self.model.config.is_encoder_decoder else Generator
@@ -210,7 +213,10 @@ def _ask(self, prompts: list, samples: int, sample: bool, progress: str) -> list
     "Texts for prompts that are not in the cache: lists of `samples` strings."
     rows = any(isinstance(prompt, dict) for prompt in prompts)
     if self.model is not None and not (rows and self.predictor):
-        return self._run([plain_prompt(prompt) for prompt in prompts], samples, sample, progress)
+        prefix = getattr(getattr(self.predictor, "task", None), "prefix", "")    # T5 has one a task
+        plain = [plain_prompt(prompt) for prompt in prompts]
+        return self._run([prefix + one if isinstance(one, str) else one for one in plain], samples, sample,
+                         progress)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     if self.predictor is not None:
         asked = [{"messages": p} if isinstance(p, list) else p for p in repeated]
