@@ -30,7 +30,7 @@ from .checks import ratio as _ratio    # `ratio` is a local name below
 from .data import InputError, Report, TokenBudgetSampler, read_text, split_words
 from .metrics import Interval, entity_counts
 from .tasks import load_tokenizer
-from .swaps import SWAPS, Swap, find_terms, list_terms, load_terms, read_spans
+from .swaps import SWAPS, Swap, find_terms, language_of, list_terms, load_terms, read_spans
 
 # %% ../nbs/12_fairness.ipynb #15948816
 GROUP_METRICS = {   # name -> weights of (tp, fp, fn, tn) above and below the line
@@ -380,10 +380,12 @@ def name_groups(rows,                    # rows of the schema
                 by: str = "gender",      # attribute of the list
                 column: str = None,      # name of the new column; None: "name_" and the attribute
                 terms="names",           # list of terms, by name, path or as `Terms`
-                language: str = "en",
+                language: str = None,    # of the list; None: as `language_of` reads the rows
                ) -> list:                # the rows with one more column: a group, "none" or "mixed"
     "Add the group that the names in a row point to."
-    terms = load_terms(terms, language) if isinstance(terms, (str, Path)) else terms
+    if isinstance(terms, (str, Path)):
+        rows = list(rows)
+        terms = load_terms(terms, language or (language_of(rows) if not Path(terms).suffix else "en"))
     column = column or f"name_{by}"
     marked = []
     for row in rows:
@@ -401,7 +403,7 @@ class Counterfactual(Check):
 
     def __init__(self,
                  swap="names by gender",    # a `Swap`, or a name in `SWAPS`
-                 language: str = "en",      # of the lists
+                 language: str = None,      # of the lists; None: Chinese where the rows are, else English
                  label: str = None,         # label of texts, or entity type, to look at; None: all
                  scope: str = None,         # entities "touched" by the swap or "all"; None: touched for names
                  max_rows: int = None,      # at most so many rows that can be swapped, drawn by the seed
@@ -410,12 +412,15 @@ class Counterfactual(Check):
                  **options,                 # gate, seed, confidence, resamples
                 ):
         super().__init__(**options)
-        self.swap = swap if isinstance(swap, Swap) else Swap(swap, language)
+        self.swap = swap if isinstance(swap, Swap) else Swap(swap, language or "en")
+        self.told = language is not None or isinstance(swap, Swap)    # else the rows tell the language
         self.label, self.max_rows, self.min_units, self.cluster = label, max_rows, min_units, cluster
         self.scope = scope or ("touched" if self.swap.lists[0].entity else "all")
 
     def versions(self, data) -> tuple:   # (rows that can be swapped, their versions)
         "The rows that the swap applies to. Raises `CannotRun` if there are none."
+        if not self.told and language_of(data) != self.swap.language:
+            self.swap = Swap(self.swap.name, language_of(data))
         made = [(row, new) for row in data if (new := self.swap.versions(row, self.seed))]
         if self.max_rows and len(made) > self.max_rows:
             made = random.Random(self.seed).sample(made, self.max_rows)
@@ -880,12 +885,12 @@ def _f1_counts(rows, answers):
 def fairness_checks(rows: list,              # rows of the schema
                     columns=None,            # group columns; None: those with a known name
                     swaps=None,              # names of swaps, or `Swap`s; None: all that reach enough rows
-                    language: str = "en",    # of the lists
+                    language: str = None,    # of the lists; None: as `language_of` reads the rows
                     min_rows: int = 20,      # rows that a swap must reach
                     **options,               # of every check: seed, confidence, resamples
                    ) -> list:                # checks
     "The fairness checks that a data set allows."
-    tagged, checks = "tags" in rows[0], []
+    tagged, checks, language = "tags" in rows[0], [], language or language_of(rows)
     known = ("gender", "origin", "dialect", "name_gender", "name_origin", "age", "religion", "country",
              "language")
     for column in columns if columns is not None else [name for name in known if name in rows[0]]:
@@ -905,11 +910,12 @@ def fairness_checks(rows: list,              # rows of the schema
 def run_fairness(predictor,       # a `Predictor`
                  data,            # rows of the schema
                  names: bool = True,   # also read groups off names, see `name_groups`
-                 language: str = "en",
+                 language: str = None,    # None: as `language_of` reads the rows
                  **options,       # of `fairness_checks`
                 ) -> list:        # one `Result` for each check, p-values corrected as one family
     "All fairness checks that the data allow."
     rows = list(data)
+    language = language or language_of(rows)
     if names and language in list_terms()["names"] and "gender" not in rows[0]:
         rows = name_groups(name_groups(rows, "gender", language=language), "origin", language=language)
     results = [check(predictor, rows) for check in fairness_checks(rows, language=language, **options)]
