@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,10 @@ os.environ.update(
 )
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: threads of their own would only wait for each other
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+# A loaded machine is slow now and then: what is too slow is for the tests of speed to say.
+hypothesis.settings.register_profile("safetune", deadline=None)
+hypothesis.settings.load_profile("safetune")
 
 
 @pytest.fixture(scope="session")
