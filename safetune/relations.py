@@ -163,13 +163,13 @@ class RelationExtraction(Task):
         return row if labelled else {name: value for name, value in row.items() if name != "label"}
 
     def _marked(self, row, costs, room):
-        "Words and markers of one row, as many as fit."
+        "Words and markers of one row, as many as fit, and the word number of each."
         kept, lost = nearest_words(costs, row["head"], row["tail"], room)
         self.lost[lost] += 1
         kinds = [kind if kind in self.types else "" for kind in type_pair(row)]
         words, places = mark_words(list(row["tokens"]), row["head"], row["tail"], *kinds)
         kept = {-1, *kept}
-        return [word for word, place in zip(words, places) if place in kept]
+        return [(word, place) for word, place in zip(words, places) if place in kept]
 
     def encode(self, rows, tokenizer, max_length=512, stride=64):
         if not rows:
@@ -186,11 +186,14 @@ class RelationExtraction(Task):
             logger.warning("%s of %s sentences do not fit into %s subwords: words far from the mentions "
                            "are left out, in %s of them also words between the mentions",
                            len(rows) - self.lost[""], len(rows), max_length, self.lost["between"])
-        encoding = tokenizer(marked, is_split_into_words=True, truncation=True, max_length=max_length)
+        encoding = tokenizer([[word for word, _ in words] for words in marked], is_split_into_words=True,
+                             truncation=True, max_length=max_length)
         opening = {tokenizer.convert_tokens_to_ids(marker(side, kind)): i for i, side in enumerate(SIDES)
                    for kind in ["", *self.types]}
         columns = {name: encoding[name] for name in tokenizer.model_input_names if name in encoding}
         columns["row"] = list(range(len(rows)))
+        columns["pieces"] = [[-1 if k is None else marked[i][k][1] for k in encoding.word_ids(i)]
+                             for i in range(len(rows))]    # word of each subword; -1 for markers
         columns["word_at"] = [[opening.get(token, -1) for token in ids] for ids in encoding["input_ids"]]
         if "label" in rows[0]:
             columns["labels"] = [[self.label2id.get(row["label"], IGNORE_INDEX) if at >= 0 else IGNORE_INDEX
