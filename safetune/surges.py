@@ -38,8 +38,9 @@ class SurgePlan:
     def __post_init__(self):
         self.spans = tuple(sorted(set(self.spans)))
         for name, low, high in (("width", 1, 86_400), ("rate", 1e-9, 1000), ("ratio", 1, 1000),
-                                ("calm", 1, 1000), ("quiet", 1, 1000), ("least", 1, 1e6), ("learn", 1, 10_000),
-                                ("memory", 2, 1e6), ("longest", 2, 1e6), ("keys", 1, 20_000), ("ahead", 1, 1e6)):
+                                ("calm", 1, 1000), ("quiet", 1, 1000), ("least", 1, 1e6),
+                                ("learn", 1, 10_000), ("memory", 2, 1e6), ("longest", 2, 1e6),
+                                ("keys", 1, 20_000), ("ahead", 1, 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise InputError(f"{name} is {value!r}", f"give a number from {low:g} to {high:g}")
@@ -83,8 +84,12 @@ class Season:
             np.add.at(self.seen[kind][0], slot, totals)
             np.add.at(self.seen[kind][1], slot, levels * other)
 
-def fit_season(season: Season, buckets: np.ndarray, counts: np.ndarray, rounds: int = 3):
-    "Fit factors to counts of shape (buckets, keys); cells that look like surges are left out after the first round."
+def fit_season(season: Season,          # whose factors are fitted
+               buckets: np.ndarray,     # numbers of the buckets, shape (buckets,)
+               counts: np.ndarray,      # shape (buckets, keys)
+               rounds: int = 3,         # of leaving out what looks like a surge
+              ) -> tuple:               # levels, shape (keys,), and the cells kept, shape (buckets, keys)
+    "Fit factors and levels in turn; cells that look like surges are left out after the first round."
     keep = np.ones(counts.shape, dtype=bool)
     for _ in range(rounds):
         season.seen = {"hour": np.zeros((2, season.slots)), "day": np.zeros((2, 7))}
@@ -113,7 +118,7 @@ class Surges:
         self.history = []                       # counts of the buckets while it learns
         self.learning = True
         self.spread = np.array([0.0, 1e-9])     # excess variance, squared means: their ratio is phi
-        self.trail = np.zeros((0, 2, 0), dtype=np.float32)    # counts and what was expected, of the last buckets
+        self.trail = np.zeros((0, 2, 0), dtype=np.float32)    # of the last buckets: counts, what was expected
         self.started = []                       # (bucket, column) of the surges within the trail
         self._room(64)
 
@@ -125,8 +130,8 @@ class Surges:
         self.scale = np.pad(old[1], (0, more))                         # its rate
         self.now = np.pad(getattr(self, "now", np.zeros(0, dtype=np.int64)), (0, more))
         past = getattr(self, "past", np.zeros((max(self.plan.spans) - 1, 0)))
-        self.past = np.pad(past, ((0, 0), (0, more)))                  # counts of the last buckets, latest first
-        self.limit = np.full(size, np.inf)                             # counts at which a surge opens, and why
+        self.past = np.pad(past, ((0, 0), (0, more)))    # counts of the last buckets, latest first
+        self.limit = np.full(size, np.inf)               # counts at which a surge opens, and why
         self.reason = np.zeros((3, size))
 
     def _column(self, topic, name):
@@ -166,7 +171,8 @@ class Surges:
         edges = np.flatnonzero(np.diff(buckets)) + 1
         for start, stop in zip([0, *edges], [*edges, len(buckets)]):
             if stop > start:
-                alarms += self._segment(int(buckets[start]), topics[start:stop], classes[start:stop], times[start:stop])
+                alarms += self._segment(int(buckets[start]), topics[start:stop], classes[start:stop],
+                                        times[start:stop])
         return alarms
 
     def update_events(self, events: Iterable[dict], topic: str = "topic", output=None) -> list:
@@ -198,8 +204,12 @@ def _segment(self, bucket, topics, classes, times):
         if self.jumped < 10:
             return []
     self.jumped = 0
-    while self.bucket < bucket:
+    far = max(4 * self.plan.memory, self.plan.learn, self.plan.longest) + max(self.plan.spans)
+    for _ in range(min(bucket - self.bucket, far)):
         alarms += self._close()
+    if self.bucket < bucket:    # nothing is remembered of before so many empty ones
+        self.bucket = bucket
+        self._set_limits()
     found = [self._column(topic, name) for topic, name in zip(topics[skip:], classes[skip:])]
     times = times[skip:]
     order = np.asarray(found, dtype=np.int64)
@@ -210,7 +220,8 @@ def _segment(self, bucket, topics, classes, times):
             nth = max(0, math.ceil(self.limit[column]) - int(before[column]) - 1)
             place = np.flatnonzero(order == column)
             if nth < len(place):
-                alarms.append(self._start(int(column), float(times[place[nth]]), self.seen - len(found) + int(place[nth]) + 1))
+                event = self.seen - len(found) + int(place[nth]) + 1
+                alarms.append(self._start(int(column), float(times[place[nth]]), event))
     return sorted(alarms, key=lambda alarm: alarm.event)
 
 def _expected(self):
@@ -250,12 +261,13 @@ for _method in (_segment, _expected, _set_limits):
 def _start(self, column, when, event):
     topic, name = self.names[column]
     span, before, mean = self.reason[:, column]
-    self.open[column] = {"bucket": self.bucket, "event": event, "events": 0, "excess": 0.0, "peak": 0, "calm": 0}
+    self.open[column] = {"bucket": self.bucket, "event": event, "events": 0, "excess": 0.0, "peak": 0,
+                         "calm": 0}
     self.started.append((self.bucket, column))
     count, since = int(self.limit[column] + before), (self.bucket - int(span) + 1) * self.plan.width
-    return Alarm("surge", f"surge/{name}", event, f"many more {name}" + (f" about {topic}" if topic else "") +
-                 f" than usual: {count:,} since {show_time(since)}, {mean:.1f} expected in "
-                 f"{span * self.plan.width / 60:g} minutes", when, count, 0.0, float(mean), topic=topic)
+    message = (f"many more {name}" + (f" about {topic}" if topic else "") + f" than usual: {count:,} since "
+               f"{show_time(since)}, {mean:.1f} expected in {span * self.plan.width / 60:g} minutes")
+    return Alarm("surge", f"surge/{name}", event, message, when, count, 0.0, float(mean), topic=topic)
 
 def _close(self):
     "Close the open bucket."
@@ -286,7 +298,8 @@ def _note(self, expected):
     trail = np.pad(self.trail, ((0, 0), (0, 0), (0, width - self.trail.shape[2])))
     now = np.stack([self.now[:width], expected[:width]]).astype(np.float32)[None]
     self.trail = np.concatenate([trail, now])[-SHOWN_BUCKETS:]
-    self.started = [(bucket, column) for bucket, column in self.started if bucket > self.bucket - SHOWN_BUCKETS]
+    self.started = [(bucket, column) for bucket, column in self.started
+                    if bucket > self.bucket - SHOWN_BUCKETS]
 
 def _settle(self, mean):
     "Follow the open surges; those that are over."
@@ -299,7 +312,8 @@ def _settle(self, mean):
         lasted = self.bucket - state["bucket"] + 1
         if state["calm"] >= plan.quiet or lasted >= plan.longest:
             del self.open[column]
-            alarms.append(self._over(column, state, lasted - (state["calm"] if lasted < plan.longest else 0), lasted))
+            length = lasted - (state["calm"] if lasted < plan.longest else 0)
+            alarms.append(self._over(column, state, length, lasted))
             if lasted >= plan.longest:    # the new usual state
                 self.shape[column], self.scale[column] = max(state["events"], 0.5), max(lasted, 1)
     return alarms
@@ -309,10 +323,11 @@ def _over(self, column, state, length, lasted):
     topic, name = self.names[column]
     hours = length * self.plan.width / 3600
     what = "has lasted so long that it is usual now" if lasted >= self.plan.longest else "is over"
-    return Alarm("surge ended", f"surge/{name}", self.seen, f"the surge of {name}" + (f" about {topic}" if topic else "")
-                 + f" {what}: {hours:g} hours, {max(state['excess'], 0):,.0f} events more than usual, at most "
-                 f"{state['peak']:,} in one bucket", (self.bucket + 1) * self.plan.width, state["peak"],
-                 since=state["event"], topic=topic)
+    message = (f"the surge of {name}" + (f" about {topic}" if topic else "") + f" {what}: {hours:g} hours, "
+               f"{max(state['excess'], 0):,.0f} events more than usual, at most {state['peak']:,} in one "
+               "bucket")
+    return Alarm("surge ended", f"surge/{name}", self.seen, message, (self.bucket + 1) * self.plan.width,
+                 state["peak"], since=state["event"], topic=topic)
 
 def _absorb(self, mean, usual):
     "Let levels, factors and the spread learn from a bucket."
@@ -335,7 +350,8 @@ def _learned(self):
     self.shape[:k] = np.maximum((counts * keep).sum(0), 0.5)
     self.scale[:k] = np.maximum((factor * keep).sum(0), 1e-9)
     mean = level * factor
-    self.spread = np.array([(((counts - mean) ** 2 - mean) * keep).sum(), max((mean ** 2 * keep).sum(), 1e-9)])
+    self.spread = np.array([(((counts - mean) ** 2 - mean) * keep).sum(),
+                            max((mean ** 2 * keep).sum(), 1e-9)])
     self.history, self.learning = [], False
 
 for _method in (_start, _close, _note, _settle, _over, _absorb, _learned):
@@ -344,16 +360,19 @@ for _method in (_start, _close, _note, _settle, _over, _absorb, _learned):
 # %% ../nbs/17b_surges.ipynb #720b0490
 def _surge_state(self) -> bytes:
     "All that is needed to go on, as a NumPy archive without pickles."
-    plain = {"names": self.names, "bucket": self.bucket, "first": self.first, "seen": self.seen, "late": self.late,
-             "aside": self.aside, "jumped": self.jumped, "learning": self.learning,
+    plain = {"names": self.names, "bucket": self.bucket, "first": self.first, "seen": self.seen,
+             "late": self.late, "aside": self.aside, "jumped": self.jumped, "learning": self.learning,
              "open": [[column, state] for column, state in self.open.items()], "history": len(self.history),
              "started": [list(pair) for pair in self.started]}
-    arrays = {"shape": self.shape, "scale": self.scale, "now": self.now, "past": self.past, "limit": self.limit,
-              "reason": self.reason, "spread": self.spread, "trail": self.trail, "hour": self.season.seen["hour"], "day": self.season.seen["day"]}
+    arrays = {"shape": self.shape, "scale": self.scale, "now": self.now, "past": self.past,
+              "limit": self.limit, "reason": self.reason, "spread": self.spread, "trail": self.trail,
+              "hour": self.season.seen["hour"], "day": self.season.seen["day"]}
     arrays |= {f"history {i}": row for i, row in enumerate(self.history)}
     return pack(plain, arrays)
 
-def restore_surges(plan: SurgePlan, state: bytes) -> Surges:    # InputError if the state is not whole
+def restore_surges(plan: SurgePlan,   # as when the state was kept
+                   state: bytes,      # of `Surges.state`
+                  ) -> Surges:        # InputError if the state is not whole
     "A watch for surges as it was."
     self, (plain, arrays) = Surges(plan), unpack(state)
     try:
@@ -368,7 +387,8 @@ def restore_surges(plan: SurgePlan, state: bytes) -> Surges:    # InputError if 
         self.season.seen = {"hour": arrays["hour"], "day": arrays["day"]}
         self.history = [arrays[f"history {i}"] for i in range(plain["history"])]
     except (KeyError, TypeError) as error:
-        raise InputError(f"the state of the surges does not fit ({error})", "start anew in an empty folder") from None
+        raise InputError(f"the state of the surges does not fit ({error})",
+                         "start anew in an empty folder") from None
     return self
 
 Surges.state = _surge_state

@@ -106,6 +106,36 @@ def test_webhook_retries_signs_and_gives_up(tmp_path, monkeypatch):
     assert courier.given_up == 1 and store.base.execute("SELECT tries FROM outbox WHERE state = 'given up'").fetchone() == (12,)
 
 
+def test_a_sink_may_fail_in_any_way_and_hang(tmp_path):
+    "The courier outlives a sink with a fault, and a sink that hangs is not used by two threads at once."
+    class Faulty:
+        def deliver(self, message): raise RuntimeError("a fault of its own")
+
+    free, begun, taken = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def deliver(self, message):
+            taken.append(message["key"])
+            begun.set()
+            free.wait(30)
+
+    store = Store(tmp_path / "a.sqlite", Rules([AlertRule(sinks=["faulty", "slow"])], [], {}))
+    with store.transaction():
+        store.post([Alarm("drift", "length", 1, "x")], now=0)
+    courier = Courier(store, tmp_path, {"faulty": Faulty(), "slow": Slow()})
+    courier.start(every=0.01)
+    assert begun.wait(10)
+    courier.finish(0.05)    # it still hangs
+    assert len(taken) == 1
+    free.set()
+    courier.thread.join(10)
+    assert not courier.thread.is_alive()
+    states = dict(store.base.execute("SELECT sink, state FROM outbox").fetchall())
+    assert states == {"faulty": "frozen", "slow": "sent"} and courier.failed == 1
+    courier.finish(1)
+    store.close()
+
+
 def test_signature_needs_secret_body_and_time():
     header = sign(b"body", "k", 1000)
     assert verify_signature(b"body", header, "k", now=1100)
