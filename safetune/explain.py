@@ -843,7 +843,7 @@ def integrated_gradients(explainer: Explainer, subjects: list,
     ways, _ = explainer.gradients(subjects, items)
     return [Scores(pieces=pieces, complete=True) for pieces in ways]
 
-# %% ../nbs/14_explain.ipynb #d7f34448
+# %% ../nbs/14_explain.ipynb #927e7a42
 def _captum():
     "Captum, or one line on how to get it."
     try:
@@ -878,6 +878,7 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
     for batch in explainer.batches(subjects, [(s, layer) for s in range(len(subjects))]):
         embeds, baseline, rest, weights, _ = explainer.inputs([subjects[s] for s, _ in batch])
         names = list(rest)
+        choices = weights.shape[-1] if explainer.task.name == "multiple-choice" else 1
         forward = lambda point, w, *others: explainer.outputs(point, dict(zip(names, others)), w)[:, 0]
         explain_layer = _captum().LayerIntegratedGradients(forward, stack[layer])
         for t in range(weights.shape[1]):
@@ -886,7 +887,7 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
                 baseline,
                 additional_forward_args=(weights[:, t : t + 1], *rest.values()),
                 n_steps=steps,
-                internal_batch_size=max(len(batch), explainer.batch_tokens // embeds.shape[1]),
+                internal_batch_size=max(len(batch), explainer.batch_tokens // embeds.shape[1]) * choices,
             )
             slope = slope.sum(-1).detach().double().cpu().numpy().reshape(len(batch), -1)
             for (s, _), pieces in zip(batch, slope):
