@@ -30,10 +30,10 @@ def relation_rows(n, rng):
 
 
 def question_rows(n, rng):
-    "The context names a colour; the word never takes it back."
+    "The context names a colour, which is the answer only where it also says surely."
     rows = []
     for _ in range(n):
-        colour, cue = str(rng.choice(COLOURS)), str(rng.choice(["never", "surely"]))
+        colour, cue = str(rng.choice(COLOURS)), str(rng.choice(["surely", "often"]))
         context = " ".join([*rng.choice(FILLER, int(rng.integers(1, 4))), cue, *rng.choice(FILLER, 2), colour, str(rng.choice(FILLER))])
         told = {"text": [colour], "answer_start": [context.index(colour)]}
         rows.append({"question": "which colour is it", "context": context,
@@ -61,8 +61,8 @@ def taught(request, tmp_path_factory):
     "An explainer of a small model that has learned the cue, and rows that it has not seen."
     make = MAKERS[request.param]
     rng = np.random.default_rng(0)
-    data = {"train": make(320, rng), "validation": make(40, rng)}
-    words = [" ".join(FILLER), " ".join(CUES), " ".join(COLOURS), "which colour one is it ? zirp Ann Bo never surely"] * 4
+    data = {"train": make(400, rng), "validation": make(40, rng)}
+    words = [" ".join(FILLER), " ".join(CUES), " ".join(COLOURS), "which colour one is it ? zirp Ann Bo surely"] * 4
     folder = new_encoder(words, tmp_path_factory.mktemp("tiny"), vocab_size=300, hidden=64, layers=1, heads=2, max_length=48)
     tuner = Tuner(data, folder, task=request.param, progress=False)
     tuner.fit(epochs=6, lr=2e-3, batch_size=16, dropout=0.0, seed=0)
@@ -72,29 +72,29 @@ def taught(request, tmp_path_factory):
 def cue_of(row):
     "The planted word of a row."
     words = row["tokens"] if "tokens" in row else row.get("context", "zirp").split()
-    return next(word for word in words if word in (*CUES, "zirp", "never", "surely"))
+    return next(word for word in words if word in (*CUES, "zirp", "surely", "often"))
 
 
 @pytest.mark.parametrize("method, options", [("integrated gradients", {"steps": 64}), ("occlusion", {}), ("shap", {"samples": 4})])
 def test_the_planted_cue_is_found_first(taught, method, options):
     explainer, rows = taught
     targets = None
-    if "context" in rows[0]:      # what is said against "no answer"; the colour speaks for itself
-        targets = [[Target(word, against=NO_ANSWER) for word in row["context"].split() if word in COLOURS] for row in rows]
+    if "context" in rows[0]:      # where there is an answer, against "no answer"
+        rows = [row for row in rows if "surely" in row["context"]]
+        targets = [[Target(row["answers"]["text"][0], against=NO_ANSWER)] for row in rows]
     found = explainer.explain(rows, method, targets, **options)
-    assert len(found) == len(rows)
-    first = []
+    assert len(found) == len(rows) > 1
     for e, row in zip(found, rows):
-        scores = np.where(np.isin(e.words, COLOURS), 0, np.nan_to_num(e.scores)) * (-1 if cue_of(row) == "never" else 1)
-        first.append(e.words[int(scores.argmax())] == cue_of(row))
-    assert np.mean(first) > 0.8, list(zip(first, found))
+        scores = np.where(np.isin(e.words, COLOURS), 0, np.nan_to_num(e.scores))    # a colour speaks for itself
+        assert e.words[int(scores.argmax())] == cue_of(row), e
 
 
 def test_integrated_gradients_are_complete(taught):
     explainer, rows = taught
     for scale in ("log-probability", "logit"):
         own = Explainer(explainer.predictor, scale=scale)
-        found = own.explain(rows[:2], "integrated gradients", steps=256)
+        cued = [row for row in rows if cue_of(row) not in ("often", "visited")][:2]
+        found = own.explain(cued, "integrated gradients", steps=400)
         assert any(abs(e.value - e.base) > 0.3 for e in found)    # there is something to explain
         for e in found:
             assert e.gap < 0.02 + 0.01 * abs(e.value - e.base), (scale, e.gap)
