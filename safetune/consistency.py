@@ -78,7 +78,7 @@ def entailed(source: str, text: str,
     found = judge([(part, sentence) for sentence in said for part in parts]).reshape(len(said), -1)
     return list(zip(said, found.max(axis=1).tolist()))
 
-# %% ../nbs/16j_consistency.ipynb #2f00bca4
+# %% ../nbs/16j_consistency.ipynb #c9271ba5
 def source_of(row: dict) -> str:    # "" where there is none
     "What an output must agree with."
     if isinstance(row.get("source"), str):
@@ -86,6 +86,7 @@ def source_of(row: dict) -> str:    # "" where there is none
     given = row.get("sources") or ""
     return given if isinstance(given, str) else "\n".join(map(str, given))
 
+# %% ../nbs/16j_consistency.ipynb #75f39993
 class Consistency(Check):
     "Share of the names, numbers and dates of outputs that their sources do not have."
     name, question = "consistency", "Does the model say what its source does not?"

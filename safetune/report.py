@@ -28,7 +28,7 @@ from .data import InputError
 from .findings import placeholder, write_atomic
 from .personal import find_personal
 
-# %% ../nbs/18_report.ipynb #f9241a0c
+# %% ../nbs/18_report.ipynb #d0b40bea
 SCHEMA = "safetune-audit/1"
 MEASURES = {    # name -> the question that it answers, for somebody who does not build models
     "Data": "Are the data fit to train and to test with?",
@@ -37,7 +37,8 @@ MEASURES = {    # name -> the question that it answers, for somebody who does no
     "Robustness": "Does it hold when the input is untidy or hostile?",
     "Explanation": "Can we say why it answers as it does?",
     "Privacy": "Does it keep what it saw in training to itself?",
-    "Control": "Does it know when it does not know?"}
+    "Control": "Does it know when it does not know?",
+    "Safety": "Is what it writes harmless, and true to its source?"}
 
 # %% ../nbs/18_report.ipynb #c9275039
 def read_record(source,        # record, or the path of audit.json or of a folder that holds one
