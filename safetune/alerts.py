@@ -221,6 +221,7 @@ def verify_signature(body: bytes,              # as it came
         return False
     return hmac.compare_digest(sign(body, secret, int(found[1])), header)
 
+# %% ../nbs/17c_alerts.ipynb #e76e41a5
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_): return None
 

@@ -39,12 +39,14 @@ PIPELINES = {"ner": "token-classification", "token-classification": "token-class
              "text-classification": "text-classification", "regression": "text-classification",
              "multi-label": "text-classification", "multilabel": "text-classification",
              "relation-extraction": "token-classification", "question-answering": "question-answering",
-             "multiple-choice": "multiple-choice", "translation": "translation", "summarization": "summarization",
-             "dialogue": "text-generation", "causal-language-modelling": "text-generation",
-             "masked-language-modelling": "fill-mask"}
-DOES = {"token-classification": "finds and names spans of text", "question-answering": "answers questions from a text",
+             "multiple-choice": "multiple-choice", "translation": "translation",
+             "summarization": "summarization", "dialogue": "text-generation",
+             "causal-language-modelling": "text-generation", "masked-language-modelling": "fill-mask"}
+DOES = {"token-classification": "finds and names spans of text",
+        "question-answering": "answers questions from a text",
         "multiple-choice": "chooses one of several answers", "translation": "translates texts",
-        "summarization": "shortens texts", "text-generation": "writes texts", "fill-mask": "fills gaps in texts"}
+        "summarization": "shortens texts", "text-generation": "writes texts",
+        "fill-mask": "fills gaps in texts"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"), (float("inf"), "n>10M"))    # categories of the Hub
 _ENDS = ("low", "high", "n", "confidence")    # of an interval
