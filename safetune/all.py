@@ -34,9 +34,10 @@ __all__ = ['InputError', 'Report', 'describe', 'example_encoder', 'load_data', '
            'TripleExtractor', 'triple_scores', 'BM25', 'Embedder', 'Retriever', 'make_index', 'Summarization',
            'Translation', 'corpus_scores', 'rouge_scores', 'unsupported', 'new_decoder', 'new_seq2seq',
            'sample_choices', 'sample_questions', 'sample_relations', 'articles', 'dialogues', 'repair_reports',
-           'translation_pairs']
+           'translation_pairs', 'Consistency', 'VerbatimContinuation', 'plant', 'row_canaries', 'language_of',
+           'ServiceDesk', 'service_messages', 'service_page']
 
-# %% ../nbs/22_all.ipynb #518c86cf
+# %% ../nbs/22_all.ipynb #1d3f73a6
 from .abstention import Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, sgr
 from .adaptation import CausalLanguageModelling, MaskedLanguageModelling
 from .alerts import FileSink, LogSink, Rules, Store, WebhookSink, read_rules
@@ -49,6 +50,7 @@ from .checks import (CannotRun, Check, Gate, Result, benjamini_hochberg, cluster
                              wilson)
 from .chinese import normalise_data
 from .chinese_sample import sample_chinese_ner, sample_chinese_text
+from .consistency import Consistency
 from .continuations import ContinuationBias, ContinuationToxicity
 from .control import (Allow, AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Toxic, ValidTags,
                               apply_rules)
@@ -70,7 +72,8 @@ from .guard import GuardedPredictor
 from .labels import LabelErrors, out_of_fold
 from .losses import LOSSES, get_loss, weights_from_counts
 
-# %% ../nbs/22_all.ipynb #744769d6
+# %% ../nbs/22_all.ipynb #045269c1
+from .memorisation import VerbatimContinuation, plant, row_canaries
 from .metrics import (bootstrap_classification_scores, bootstrap_entity_scores,
                               bootstrap_scores, classification_scores, confusion, entities, entity_scores,
                               load_metric, plot_confusion, regression_scores, report, token_scores)
@@ -90,17 +93,18 @@ from .screening import Duplicates, Lexicon, Shortcuts, entity_overlap, screen
 from .sequences import Summarization, Translation, corpus_scores, rouge_scores, unsupported
 from .shortcuts import Shortcuts as ModelShortcuts
 from .shortcuts import drivers, plot_drivers
+from .service import ServiceDesk, service_messages, service_page
 from .small import new_decoder, new_seq2seq
 from .small_data import sample_choices, sample_questions, sample_relations
 from .small_texts import articles, dialogues, repair_reports, translation_pairs
 from .surges import SurgePlan, Surges
-from .swaps import SWAPS, Swap, load_terms
+from .swaps import SWAPS, Swap, language_of, load_terms
 from .tasks import TASKS, Task, get_task, infer_task
 from .tradeoff import Front, Limits, choose
 from .tuning import Settings, Tuner, TrainingDiverged, new_encoder, search
 from .watch import Watch, monitor_stream, run_watch
 
-# %% ../nbs/22_all.ipynb #b8245362
+# %% ../nbs/22_all.ipynb #ef40f841
 _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "split_data", "with_splits",
          "LOSSES", "get_loss", "weights_from_counts",
          "bootstrap_classification_scores", "bootstrap_entity_scores", "bootstrap_scores",
@@ -141,4 +145,6 @@ _all_ = ["InputError", "Report", "describe", "example_encoder", "load_data", "sp
          "triple_scores", "BM25", "Embedder", "Retriever", "make_index", "Summarization",
          "Translation", "corpus_scores", "rouge_scores", "unsupported", "new_decoder",
          "new_seq2seq", "sample_choices", "sample_questions", "sample_relations", "articles",
-         "dialogues", "repair_reports", "translation_pairs"]
+         "dialogues", "repair_reports", "translation_pairs",
+         "Consistency", "VerbatimContinuation", "plant", "row_canaries", "language_of", "ServiceDesk",
+         "service_messages", "service_page"]
