@@ -145,11 +145,11 @@ def finish(tuner, out) -> dict:
     return scores
 
 def save_figure(figure, path):
-    "Write a figure under a temporary name, then rename."
+    "Write a figure, whole or not at all."
     import matplotlib.pyplot as plt
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    from safetune.data import replacing
+    with replacing(path, binary=True) as file:
+        figure.savefig(file, dpi=150, format="png")
     plt.close(figure)
 
 def print_scores(task, scores, title):

@@ -4,26 +4,29 @@
 
 # %% auto #0
 __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'ROW_FORMS', 'LANGUAGE_MODELLING', 'COLUMN_NAMES', 'LAYOUTS', 'NO_RELATION',
-           'MENTION_COLUMNS', 'ROLES', 'ROW_CHECKS', 'IGNORE_INDEX', 'InputError', 'Report', 'read_text', 'read_toml',
-           'parse_tag', 'detect_scheme', 'to_iob2', 'read_conll', 'read_csv', 'well_formed', 'read_json',
-           'read_parquet', 'Form', 'needed', 'form_of', 'match_layout', 'NoColumns', 'map_columns', 'check_token_row',
-           'name_tags', 'normalise_tags', 'check_text_row', 'label_kind', 'split_words', 'check_mentions',
-           'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row', 'mentions_of', 'check_mention_row',
-           'check_choice_row', 'check_pair_row', 'check_dialogue_row', 'check_plain_row', 'give_ids', 'to_schema',
-           'split_name', 'read_lines', 'read_file', 'load_data', 'example_encoder', 'entity_types', 'row_labels',
-           'full_text', 'describe', 'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels',
-           'encode_words', 'TokenBudgetSampler']
+           'MENTION_COLUMNS', 'ROLES', 'ROW_CHECKS', 'IGNORE_INDEX', 'InputError', 'replacing', 'write_atomic',
+           'Report', 'read_text', 'read_toml', 'parse_tag', 'detect_scheme', 'to_iob2', 'read_conll', 'read_csv',
+           'well_formed', 'read_json', 'read_parquet', 'Form', 'needed', 'form_of', 'match_layout', 'NoColumns',
+           'map_columns', 'check_token_row', 'name_tags', 'normalise_tags', 'check_text_row', 'label_kind',
+           'split_words', 'check_mentions', 'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row',
+           'mentions_of', 'check_mention_row', 'check_choice_row', 'check_pair_row', 'check_dialogue_row',
+           'check_plain_row', 'give_ids', 'to_schema', 'split_name', 'read_lines', 'read_file', 'load_data',
+           'example_encoder', 'entity_types', 'row_labels', 'full_text', 'describe', 'text_key', 'group_rows',
+           'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
 
 # %% ../nbs/02_data.ipynb #8cc4949d
 import csv
 import io
 import json
 import logging
+import os
 import re
 import sys
+import tempfile
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +52,36 @@ class InputError(ValueError):
         message = f"{place}: {problem}" if place else problem
         message = f"{message}; {remedy}" if remedy else message
         super().__init__(" ".join(message.split()))
+
+# %% ../nbs/02_data.ipynb #4d4aea6d
+@contextmanager
+def replacing(path: Path,            # file to write
+              mode: int = 0o644,     # permissions; 0o600 for what only its owner may read
+              binary: bool = False,  # bytes, not text
+             ):                      # yields an open file
+    """Write a file whole or not at all: to a neighbour first, then renamed.
+    Raises `InputError` where the folder cannot be written to."""
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", "check the folder", path) from None
+    as_text = {} if binary else {"encoding": "utf-8", "errors": "replace", "newline": ""}
+    try:
+        with os.fdopen(handle, "wb" if binary else "w", **as_text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+def write_atomic(path: Path, text: str, mode: int = 0o644):
+    "Write a text to a file, whole or not at all."
+    with replacing(path, mode) as file:
+        file.write(text)
 
 # %% ../nbs/02_data.ipynb #130a6722
 class Report:

@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'UNITS', 'ACTIONS', 'FORMAT', 'FIELDS', 'STYLE', 'RANK', 'LOG_FORMAT', 'REMOVED_FORMAT', 'Finding',
-           'placeholder', 'Findings', 'replacing', 'write_atomic', 'html_table', 'text_of', 'word_offsets', 'edit_row',
-           'check_actions', 'Span', 'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
+           'placeholder', 'Findings', 'html_table', 'text_of', 'word_offsets', 'edit_row', 'check_actions', 'Span',
+           'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
 
 # %% ../nbs/10a_findings.ipynb #1249409b
 import hashlib
 import html
 import json
-import os
 import re
 import secrets
-import tempfile
 from collections import Counter, defaultdict
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple
@@ -24,7 +21,7 @@ from typing import Any, Iterable, Iterator, NamedTuple
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from .data import InputError
+from .data import InputError, replacing, write_atomic
 
 # %% ../nbs/10a_findings.ipynb #48dbb77f
 SEVERITIES = ("high", "medium", "low")
@@ -184,32 +181,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
-
-@contextmanager
-def replacing(path: Path,         # file to write
-              mode: int = 0o644,  # permissions; 0o600 for what only its owner may read
-             ):                   # yields an open file
-    "Write a file whole or not at all: to a neighbour first, then renamed."
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", "check the folder", path) from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-def write_atomic(path: Path, text: str, mode: int = 0o644):
-    "Write a text to a file, whole or not at all."
-    with replacing(path, mode) as file:
-        file.write(text)
 
 def _load(path: Path) -> Findings:
     "Findings from a file."

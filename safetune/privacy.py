@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from scipy import special, stats
 
 from .checks import (CannotRun, Check, Gate, Result, _agreeing_ends, _score_ends, cluster_bootstrap,
                              gate_p_value, ratio, wilson)
-from .data import IGNORE_INDEX, InputError
+from .data import IGNORE_INDEX, InputError, replacing
 from .metrics import Interval, entities
 from .predict import ANSWERS, Predictor, model_input
 from .tasks import token_batches
@@ -282,10 +281,9 @@ class Shadows:
         return np.stack([units.log_p(logs) for logs in self.logs])
 
 def _save_shadow(path: Path, logs: list):
-    "Write log-probabilities under a temporary name, then rename."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, values=np.concatenate(logs), lengths=np.array([len(row) for row in logs]))
-    os.replace(temporary, path)
+    "Write log-probabilities, whole or not at all."
+    with replacing(path, binary=True) as file:
+        np.savez_compressed(file, values=np.concatenate(logs), lengths=np.array([len(row) for row in logs]))
 
 def _load_shadow(path: Path) -> list:
     "Log-probabilities that `_save_shadow` wrote."

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -22,7 +21,7 @@ import regex
 import torch
 from scipy import sparse
 
-from .data import InputError
+from .data import InputError, replacing
 from .metrics import Interval, bootstrap_interval
 from .tasks import load_tokenizer, max_input_length, token_batches
 
@@ -308,7 +307,7 @@ def index_recall(index: Index,             # what is judged; its own vectors giv
 
 # %% ../nbs/08_retrieval.ipynb #963b11b3
 def _write_whole(path: Path, tensors: dict, about: dict) -> Path:
-    "Write a safetensors file with a checksum under a temporary name, then move it into place."
+    "Write a safetensors file with a checksum, whole or not at all."
     from safetensors.numpy import save
     path = Path(path)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(tensors[name]).data for name in sorted(tensors)
@@ -316,16 +315,8 @@ def _write_whole(path: Path, tensors: dict, about: dict) -> Path:
     about = {**about, "sha256": digest.hexdigest()}
     content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()},
                    {"safetune": json.dumps(about)})
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, binary=True) as file:
+        file.write(content)
     return path
 
 def _read_whole(path: Path) -> tuple:    # (tensors, about)

@@ -37,7 +37,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 # Their tasks register themselves; of tasks with one architecture the first is the default.
 from . import relations, questions, sequences, dialogue, adaptation  # noqa: F401
-from .data import InputError, TokenBudgetSampler, load_data, with_splits
+from .data import InputError, TokenBudgetSampler, load_data, with_splits, write_atomic
 from .losses import get_loss, label_counts, trainer_loss, weights_from_counts
 from .metrics import report
 from .tasks import (Collator, Task, choose, infer_task, load_model, load_tokenizer, max_input_length,
@@ -910,12 +910,9 @@ def history_table(log: list,   # `trainer.state.log_history`
     return pd.DataFrame(rows)
 
 def write_json(path: Path, content) -> Path:
-    "Write JSON under a temporary name, then rename, so that the file is whole or not there."
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    "Write JSON, whole or not at all."
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return Path(path)
 
 def save_model(model, tokenizer, folder: Path) -> Path:
     "Save model and tokenizer into a folder; each file appears there whole."
