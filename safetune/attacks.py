@@ -31,7 +31,8 @@ import torch
 
 from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, paired_permutation, ratio,
                              row_sums, wilson)
-from .data import IGNORE_INDEX, InputError, TokenBudgetSampler, align_labels, example_encoder, split_words
+from .data import (IGNORE_INDEX, InputError, TokenBudgetSampler, align_labels, example_encoder,
+                           split_words)
 from .metrics import Interval, entities
 from .predict import Predictor, model_input
 from .robustness import get_noise
@@ -61,8 +62,9 @@ class Wording:
             gaps = gaps[:start + 1] + (" ",) * (len(new) - 1) + gaps[end:]
         elif gaps:
             gaps = gaps[:start] + (gaps[start] or (gaps[end] if start else ""),) + gaps[end + 1:]
+        origin = tuple(old[min(j, len(old) - 1)] for j in range(len(new)))
         return dataclasses.replace(self, words=self.words[:start] + new + self.words[end:], gaps=gaps,
-                                   origin=self.origin[:start] + tuple(old[min(j, len(old) - 1)] for j in range(len(new))) + self.origin[end:],
+                                   origin=self.origin[:start] + origin + self.origin[end:],
                                    spans=tuple(_moved(span, start, end, len(new)) for span in self.spans),
                                    changed=self.changed | set(old))
 
@@ -78,7 +80,8 @@ class Wording:
         "The row as it is now, with its tags moved along."
         if self.gaps:
             return {**self.row, "text": self.text}
-        kept = {name: value for name, value in self.row.items() if name not in ("text", "offsets", "entities")}
+        kept = {name: value for name, value in self.row.items()
+                if name not in ("text", "offsets", "entities")}
         return {**kept, "tokens": list(self.words), **({"tags": self.tags} if "tags" in self.row else {})}
 
     @property
@@ -132,7 +135,8 @@ def run_together(coroutines: Iterable,   # of `async def` functions that await `
     from tqdm.auto import tqdm
     coroutines = list(coroutines)
     results, live, started = [None] * len(coroutines), {}, 0
-    with tqdm(total=len(coroutines), desc=progress, unit="case", leave=False, disable=None if progress else True) as bar:
+    with tqdm(total=len(coroutines), desc=progress, unit="case", leave=False,
+              disable=None if progress else True) as bar:
         def advance(i, answers=None):
             try:
                 live[i] = coroutines[i].send(answers)
@@ -174,7 +178,9 @@ class Misclassify:
             raise InputError("an attack on a text needs one label a row", "give rows with text and label")
         return [label] if prediction["label"] == label != self.into else []
 
-    def judge(self, now: Wording, target: str, prediction: dict, labels: list) -> tuple:    # (reached?, score)
+    def judge(self, now: Wording, target: str, prediction: dict,
+              labels: list,    # of the model's outputs
+             ) -> tuple:       # (reached?, score)
         "Is the label wrong, and how near is it to that?"
         found, p = prediction["label"], prediction.get("probabilities")
         reached = found == self.into if self.into else found != target
@@ -222,32 +228,37 @@ class SpanGoal:
         found = predicted_spans(prediction)
         return [i for i, span in enumerate(now.spans) if span_outcome(span, found) == "found"]
 
-    def judge(self, now: Wording, target: int, prediction: dict, labels: list) -> tuple:    # (reached?, score)
+    def judge(self, now: Wording, target: int, prediction: dict,
+              labels: list,    # of the model's outputs
+             ) -> tuple:       # (reached?, score)
         "Is the span lost in one of the ways, and how near is it to that?"
         span = now.spans[target]
         reached = span_outcome(span, predicted_spans(prediction)) in self.kinds
         if reached or prediction.get("probabilities") is None or not labels:
             return reached, float(reached)
         near = _nearness(span, np.asarray(prediction["probabilities"]), labels)
-        return False, min(0.999, max(near[kind] for kind in (("any",) if len(self.kinds) == 3 else self.kinds)))
+        kinds = ("any",) if len(self.kinds) == 3 else self.kinds
+        return False, min(0.999, max(near[kind] for kind in kinds))
 
     def training_labels(self, now: Wording, target: int, labels: list):
         "Label ids of the words of the span; the loss passes over all other words."
         _, start, end = now.spans[target]
-        return [labels.index(tag) if start <= i < end and tag in labels else IGNORE_INDEX for i, tag in enumerate(now.tags)]
+        return [labels.index(tag) if start <= i < end and tag in labels else IGNORE_INDEX
+                for i, tag in enumerate(now.tags)]
 
 def _nearness(span, p, labels):
     "How near a found span is to each of the ways to lose it, from probabilities of shape (words, labels)."
     type_, start, end = span
-    column = lambda prefix, kind: p[:, labels.index(f"{prefix}-{kind}")] if f"{prefix}-{kind}" in labels else np.zeros(len(p))
-    begin, inside = column("B", type_), column("I", type_)
+    column = lambda tag: p[:, labels.index(tag)] if tag in labels else np.zeros(len(p))
+    begin, inside = column(f"B-{type_}"), column(f"I-{type_}")
     right = (begin + inside)[start:end]
     kinds = {label[2:] for label in labels if label != "O"} - {type_}
     after = float(inside[end]) if end < len(p) else 0.0
     before = float((begin + inside)[start - 1]) if start else 0.0
     gold = np.concatenate([begin[start:start + 1], inside[start + 1:end]])
     return {"missed": float(p[start:end, labels.index("O")].mean()),
-            "type": max((float((column("B", k) + column("I", k))[start:end].mean()) for k in kinds), default=0.0),
+            "type": max((float((column(f"B-{k}") + column(f"I-{k}"))[start:end].mean()) for k in kinds),
+                        default=0.0),
             "boundary": max(after, before, float((1 - right).max() * right.max())),
             "any": max(after, 1 - float(gold.min()))}
 
@@ -255,13 +266,14 @@ def _nearness(span, p, labels):
 STOP_WORDS = files("safetune") / "resources" / "attacks" / "stop_words_en.txt"
 
 @lru_cache(maxsize=8)
-def read_words(path=STOP_WORDS,     # a file with one word, or several words, a line; lines that start with # are comments
-              ) -> frozenset:
+def read_words(path=STOP_WORDS,     # a file with words, one or more a line; "#" starts a comment
+              ) -> frozenset:       # the words in lower case
     "A list of words, in lower case. Raises `InputError` if it cannot be read."
     try:
         lines = (path if hasattr(path, "read_text") else Path(path)).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({type(error).__name__})", "check the path of the list", str(path)) from None
+        raise InputError(f"cannot be read ({type(error).__name__})", "check the path of the list",
+                         str(path)) from None
     return frozenset(word.casefold() for line in lines if not line.startswith("#") for word in line.split())
 
 class Case(NamedTuple):
@@ -297,21 +309,27 @@ class Budget:
 
     def __post_init__(self):
         if not 0 < self.share <= 1 or self.most < 1:
-            raise InputError(f"the budget {self.share}, {self.most} allows no edit", "give a share in 0..1 and at least 1 word")
+            raise InputError(f"the budget {self.share}, {self.most} allows no edit",
+                             "give a share in 0..1 and at least 1 word")
 
     def words(self, now: Wording) -> int:
         "Words that may change."
         return min(self.most, max(1, int(self.share * len(wording(now.row).words))))
 
+# %% ../nbs/13a_attacks.ipynb #1da1f730
 class Encoder:
-    "Sentence embeddings: mean of the last hidden state, scaled to length one. Raises `InputError` if there is no model."
+    """Sentence embeddings: mean of the last hidden state, scaled to length one.
+
+    Raises `InputError` if there is no model.
+    """
     def __init__(self,
                  name: str = None,           # folder or Hub name of an encoder; None: `example_encoder()`
                  batch_tokens: int | None = None,   # tokens of a batch
                  cache_size: int = 50_000):
         from transformers import AutoModel
         self.name = str(name or example_encoder())
-        self.tokenizer, self.batch_tokens, self.cache, self.cache_size = load_tokenizer(self.name), batch_tokens, OrderedDict(), cache_size
+        self.tokenizer, self.batch_tokens = load_tokenizer(self.name), batch_tokens
+        self.cache, self.cache_size = OrderedDict(), cache_size
         self.model = _pretrained(AutoModel, self.name)
         self.max_length = max_input_length(self.tokenizer, self.model.config)
 
@@ -321,7 +339,8 @@ class Encoder:
         new = list(dict.fromkeys(text for text in texts if text not in self.cache))
         pieces = self.tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"] if new else []
         fresh = {}
-        for members, batch in token_batches(_features(pieces), self.tokenizer, self.batch_tokens, self.model.device):
+        for members, batch in token_batches(_features(pieces), self.tokenizer, self.batch_tokens,
+                                            self.model.device):
             state, mask = self.model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             mean = torch.nn.functional.normalize((state * mask).sum(1) / mask.sum(1), dim=-1).cpu().numpy()
             fresh.update((new[i], vector) for i, vector in zip(members, mean))
@@ -340,7 +359,8 @@ def _pretrained(kind, name):
     try:
         model = kind.from_pretrained(name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no model can be loaded ({str(error).strip().splitlines()[0][:150]})", "check the folder or the Hub name", name) from None
+        raise InputError(f"no model can be loaded ({str(error).strip().splitlines()[0][:150]})",
+                         "check the folder or the Hub name", name) from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 # %% ../nbs/13a_attacks.ipynb #b68447ef
@@ -354,7 +374,8 @@ class Similarity:
     async def keep(self, start: Wording, candidates: list) -> list:
         "The candidates that mean nearly the same, as far as the encoder can tell."
         first, *others = await Ask(self.encoder, [start.text, *(candidate.text for candidate in candidates)])
-        return [candidate for candidate, vector in zip(candidates, others) if float(first @ vector) >= self.least]
+        return [candidate for candidate, vector in zip(candidates, others)
+                if float(first @ vector) >= self.least]
 
 # %% ../nbs/13a_attacks.ipynb #ff80d109
 def _rng(*parts) -> random.Random:
@@ -388,24 +409,28 @@ def substitute_letter(word: str, rng: random.Random) -> str:
     return word[:i] + rng.choice("abcdefghijklmnopqrstuvwxyz") + word[i + 1:]
 
 CHARACTER_EDITS = {"swap": swap_letters, "delete": drop_letter, "insert": insert_letter, "split": split_word,
-                   "substitute": substitute_letter, "key": lambda word, rng: get_noise("typos").change(word, rng),
+                   "substitute": substitute_letter,
+                   "key": lambda word, rng: get_noise("typos").change(word, rng),
                    "homoglyph": lambda word, rng: get_noise("homoglyphs").change(word, rng)}
 
 class Characters:
     "Transformation: edits of single characters. Raises `InputError` for an unknown kind."
     def __init__(self,
-                 kinds: Sequence[str] = ("swap", "substitute", "delete", "insert"),   # keys of `CHARACTER_EDITS`
+                 kinds: Sequence[str] = ("swap", "substitute", "delete", "insert"),   # of `CHARACTER_EDITS`
                  each: int = 1,    # candidates of each kind
                  seed: int = 0):
         self.kinds, self.each, self.seed = tuple(kinds), each, seed
         if set(kinds) - set(CHARACTER_EDITS):
-            raise InputError(f"unknown kind of edit among {self.kinds}", f"choose from {', '.join(CHARACTER_EDITS)}")
+            raise InputError(f"unknown kind of edit among {self.kinds}",
+                             f"choose from {', '.join(CHARACTER_EDITS)}")
 
     async def candidates(self, session, now: Wording, i: int) -> list:
         "The word with one character edit, by each kind."
         word = now.words[i]
-        new = (CHARACTER_EDITS[kind](word, _rng(self.seed, kind, j, word)) for kind in self.kinds for j in range(self.each))
-        return [now.replace(i, i + 1, made.split()) for made in dict.fromkeys(new) if made and made != word and made.split()]
+        new = (CHARACTER_EDITS[kind](word, _rng(self.seed, kind, j, word))
+               for kind in self.kinds for j in range(self.each))
+        return [now.replace(i, i + 1, made.split()) for made in dict.fromkeys(new)
+                if made and made != word and made.split()]
 
 # %% ../nbs/13a_attacks.ipynb #3f125582
 def whole_words(tokenizer) -> tuple:    # (words, ids)
@@ -445,7 +470,8 @@ class Neighbours:
             i = self.number.get(word, self.number.get(word.lower()))
             cosine = self.vectors @ self.vectors[i] if i is not None else np.zeros(0)
             order = np.argsort(-cosine, kind="stable")[:self.k + 3]
-            found = [self.words[j] for j in order if cosine[j] >= self.least and self.words[j].lower() != word.lower()]
+            found = [self.words[j] for j in order
+                     if cosine[j] >= self.least and self.words[j].lower() != word.lower()]
             self.known[word] = found[:self.k]
         return self.known[word]
 
@@ -479,21 +505,28 @@ class MaskedWords:
         self.words, self.ids = whole_words(self.tokenizer)
 
     @torch.inference_mode()
-    def __call__(self, items: list) -> list:    # items: (words, place, hide it?); a list of words for each
+    def __call__(self,
+                 items: list,    # (words, place, hide it?)
+                ) -> list:       # a list of words for each
         "Likely words for each place; none where the place lies beyond the model's longest input."
         if not items:
             return []
-        shown = [[*words[:i], self.tokenizer.mask_token if hide else words[i], *words[i + 1:]] for words, i, hide in items]
-        encoding = self.tokenizer(shown, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        shown = [[*words[:i], self.tokenizer.mask_token if hide else words[i], *words[i + 1:]]
+                 for words, i, hide in items]
+        encoding = self.tokenizer(shown, is_split_into_words=True, truncation=True,
+                                  max_length=self.max_length)
         answers = [[] for _ in items]
-        for members, batch in token_batches(_features(encoding["input_ids"]), self.tokenizer, self.batch_tokens, self.model.device):
-            places = [(row, j, encoding.word_ids(j).index(items[j][1])) for row, j in enumerate(members) if items[j][1] in encoding.word_ids(j)]
+        features = _features(encoding["input_ids"])
+        for members, batch in token_batches(features, self.tokenizer, self.batch_tokens, self.model.device):
+            places = [(row, j, encoding.word_ids(j).index(items[j][1])) for row, j in enumerate(members)
+                      if items[j][1] in encoding.word_ids(j)]
             if not places:
                 continue
             rows, _, columns = zip(*places)
             logits = self.model(**batch).logits[list(rows), list(columns)][:, torch.as_tensor(self.ids)]
-            for (_, j, _), best in zip(places, logits.topk(min(self.k, len(self.ids))).indices.tolist()):
-                answers[j] = [self.words[b] for b in best]
+            best = logits.topk(min(self.k, len(self.ids))).indices.tolist()
+            for (_, j, _), numbers in zip(places, best):
+                answers[j] = [self.words[number] for number in numbers]
         return answers
 
 class Masked:
@@ -507,25 +540,28 @@ class Masked:
         "The model's words in the place of the word."
         found, = await Ask(self.service, [(now.words, i, self.masked)])
         old = now.words[i]
-        return [now.replace(i, i + 1, (match_case(word, old),)) for word in found if word.lower() != old.lower()]
+        return [now.replace(i, i + 1, (match_case(word, old),)) for word in found
+                if word.lower() != old.lower()]
 
 # %% ../nbs/13a_attacks.ipynb #50ca8997
 def new_masked_lm(texts,                     # iterable of texts, or of lists of words
                   folder: Path,              # where the model folder is written
                   epochs: int = 10,          # passes over the texts
-                  lr: float = 3e-3,          # highest learning rate, falls linearly after a tenth of the steps
+                  lr: float = 3e-3,          # highest rate, falls linearly after a tenth of the steps
                   batch_tokens: int = 2048,  # tokens of a batch
                   seed: int = 0,
                   **shape,                   # of the model, see `new_encoder`
                  ) -> str:                   # the folder
     "A small masked language model, trained on texts from scratch (Devlin et al. 2019, section 3.1)."
     from tqdm.auto import tqdm
-    from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, get_linear_schedule_with_warmup, set_seed
+    from transformers import (AutoModelForMaskedLM, DataCollatorForLanguageModeling,
+                              get_linear_schedule_with_warmup, set_seed)
     texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
     name = new_encoder(texts, folder, seed=seed, **shape)
     tokenizer = load_tokenizer(name)
     set_seed(seed)
-    model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False))
+    model = _quietly(lambda: AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True,
+                                                                  trust_remote_code=False))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     features = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True)["input_ids"]]
     sampler = TokenBudgetSampler([len(f["input_ids"]) for f in features], batch_tokens, seed=seed)
@@ -562,10 +598,11 @@ def mention_pool(rows,          # rows with tokens and tags
     for row in rows:
         for type_, start, end in entities(list(row["tags"])):
             counts[type_][tuple(row["tokens"][start:end])] += 1
-    return {type_: sorted(found, key=lambda mention: (-found[mention], mention)) for type_, found in counts.items()}
+    return {type_: sorted(found, key=lambda mention: (-found[mention], mention))
+            for type_, found in counts.items()}
 
 class OtherMentions:
-    "Transformation: other mentions of the same type in the place of the attacked one. Raises `InputError` without mentions."
+    "Transformation: other mentions of the attacked one's type. Raises `InputError` without mentions."
     def __init__(self,
                  pool: dict,        # from `mention_pool`
                  k: int = 20,       # candidates a case
@@ -591,7 +628,10 @@ class WordGradient(NamedTuple):
     length: float       # norm of the summed gradient
 
 class Gradients:
-    "Service: gradients of the loss with respect to the input embeddings. Raises `InputError` for a plain function."
+    """Service: gradients of the loss with respect to the input embeddings.
+
+    Raises `InputError` for a plain function.
+    """
     def __init__(self, predictor: Predictor):
         if predictor.function is not None:
             raise InputError("a function has no gradients", "use a model, or an attack without gradients")
@@ -600,11 +640,14 @@ class Gradients:
         self.words, ids = whole_words(self.tokenizer)
         self.matrix = self.embedding.weight.detach()[torch.as_tensor(ids)].cpu().numpy()
 
-    def __call__(self, items: list) -> list:    # items: (words, pair or None, labels); a list of WordGradient, one a word, for each
+    def __call__(self,
+                 items: list,    # (words, pair or None, labels)
+                ) -> list:       # for each a list of WordGradient, one a word
         "Gradients of many items; words beyond the longest input get none (None)."
         encodings = [self._encode(*item) for item in items]
         answers = [None] * len(items)
-        for members in TokenBudgetSampler([len(f["input_ids"]) for f, _ in encodings], self.predictor.batch_tokens, shuffle=False):
+        lengths = [len(feature["input_ids"]) for feature, _ in encodings]
+        for members in TokenBudgetSampler(lengths, self.predictor.batch_tokens, shuffle=False):
             states, gradients = self._backward([encodings[i][0] for i in members])
             for row, i in enumerate(members):
                 answers[i] = _by_word(states[row], gradients[row], encodings[i][1], len(items[i][0]))
@@ -612,8 +655,10 @@ class Gradients:
 
     def _encode(self, words, pair, labels):
         "Features of one item, and the word of each piece (None: no word of the attacked text)."
-        encoding = self.tokenizer(list(words), pair and pair.split(), is_split_into_words=True, truncation=True, max_length=self.predictor.max_length)
-        word_ids = [word if side == 0 else None for word, side in zip(encoding.word_ids(0), encoding.sequence_ids(0))]
+        encoding = self.tokenizer(list(words), pair and pair.split(), is_split_into_words=True,
+                                  truncation=True, max_length=self.predictor.max_length)
+        word_ids = [word if side == 0 else None
+                    for word, side in zip(encoding.word_ids(0), encoding.sequence_ids(0))]
         feature = {name: encoding[name] for name in self.tokenizer.model_input_names if name in encoding}
         if isinstance(labels, list):
             return {**feature, "labels": align_labels(word_ids, labels), "word_at": word_ids}, word_ids
@@ -621,24 +666,32 @@ class Gradients:
 
     def _backward(self, features):
         "Input embeddings and the gradients of the summed loss, as arrays of shape (rows, pieces, width)."
-        batch = {name: tensor.to(self.model.device) for name, tensor in Collator(self.tokenizer)(features).items()}
-        labels, state = batch.pop("labels"), self.embedding(batch.pop("input_ids")).detach().requires_grad_()
+        batch = {name: tensor.to(self.model.device)
+                 for name, tensor in Collator(self.tokenizer)(features).items()}
+        labels = batch.pop("labels")
+        state = self.embedding(batch.pop("input_ids")).detach().requires_grad_()
         with torch.enable_grad():
             logits = self.model(inputs_embeds=state, **batch).logits
-            loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1),
-                                                     ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORE_INDEX,
+                reduction="sum")
             gradient, = torch.autograd.grad(loss, state)
         return state.detach().cpu().numpy(), gradient.cpu().numpy()
 
+# %% ../nbs/13a_attacks.ipynb #dbeb87a7
 def _by_word(state, gradient, word_ids, n):
     "Gather the pieces of each word."
     pieces = defaultdict(list)
     for place, word in enumerate(word_ids):
         if word is not None:
             pieces[word].append(place)
-    return [WordGradient(gradient[pieces[i][0]], float((state[pieces[i]] * gradient[pieces[i]]).sum()),
-                         float(np.linalg.norm(gradient[pieces[i]].sum(0)))) if i in pieces else None for i in range(n)]
+    def gathered(places):
+        both = state[places] * gradient[places]
+        return WordGradient(gradient[places[0]], float(both.sum()),
+                            float(np.linalg.norm(gradient[places].sum(0))))
+    return [gathered(pieces[i]) if i in pieces else None for i in range(n)]
 
+# %% ../nbs/13a_attacks.ipynb #2ddf18c1
 class HotFlip:
     "Transformation: the words that raise the loss most, to first order."
     def __init__(self,
@@ -654,7 +707,8 @@ class HotFlip:
         gain = self.service.matrix @ found.first - found.base
         old = now.words[i]
         best = [self.service.words[j] for j in np.argsort(-gain, kind="stable")[:self.k + 1] if gain[j] > 0]
-        return [now.replace(i, i + 1, (match_case(word, old),)) for word in best if word.lower() != old.lower()][:self.k]
+        return [now.replace(i, i + 1, (match_case(word, old),)) for word in best
+                if word.lower() != old.lower()][:self.k]
 
 # %% ../nbs/13a_attacks.ipynb #1e98351e
 @dataclass(frozen=True)
@@ -679,13 +733,15 @@ class Session:
 
     def places(self, now: Wording) -> list:
         "Words in scope."
-        return [i for i in range(len(now.words)) if all(scope(self.case, now, i) for scope in self.attack.scopes)]
+        return [i for i in range(len(now.words))
+                if all(scope(self.case, now, i) for scope in self.attack.scopes)]
 
     async def expand(self, now: Wording, i: int) -> list:
         "Candidates at a word within budget and constraints."
         if len(now.changed | {now.origin[i]}) > self.limit:
             return []
-        found = [c for c in await self.attack.transformation.candidates(self, now, i) if len(c.changed) <= self.limit]
+        found = await self.attack.transformation.candidates(self, now, i)
+        found = [candidate for candidate in found if len(candidate.changed) <= self.limit]
         for constraint in self.attack.constraints:
             found = await constraint.keep(self.case.start, found) if found else []
         return found
@@ -711,7 +767,8 @@ class Importance:
                  method: str = "deletion",        # "deletion", "unk", "gradient" or "random"
                  service: Gradients = None,       # for "gradient"
                  seed: int = 0):                  # for "random"
-        if method not in ("deletion", "unk", "gradient", "random") or (method == "gradient") != (service is not None):
+        methods = ("deletion", "unk", "gradient", "random")
+        if method not in methods or (method == "gradient") != (service is not None):
             raise InputError(f"importance by {method!r}, gradients {'given' if service else 'missing'}",
                              "choose deletion, unk, random, or gradient with a Gradients service")
         self.method, self.service, self.seed = method, service, seed
@@ -784,9 +841,11 @@ class Beam:
             for now in beam:
                 for place in places:
                     if place not in now.changed and place in now.origin:
-                        options.update((c.words, c) for c in await session.expand(now, now.origin.index(place)))
+                        found = await session.expand(now, now.origin.index(place))
+                        options.update((candidate.words, candidate) for candidate in found)
             options = list(options.values())
-            ranked = sorted(zip(await session.judge(options), options), key=lambda pair: pair[0], reverse=True)[:self.width]
+            judged = await session.judge(options)
+            ranked = sorted(zip(judged, options), key=lambda pair: pair[0], reverse=True)[:self.width]
             if not ranked:
                 break
             if ranked[0][0] > best[:2]:
@@ -825,27 +884,33 @@ class Outcome:
             end = place
             while end < len(old) and end in new.changed:
                 end += 1
-            found.append((" ".join(old[place:end]), " ".join(w for w, o in zip(new.words, new.origin) if place <= o < end)))
+            became = " ".join(word for word, origin in zip(new.words, new.origin) if place <= origin < end)
+            found.append((" ".join(old[place:end]), became))
             place = end
         return found
 
     def to_row(self) -> dict:
         "As plain values."
-        target = self.case.target if isinstance(self.case.target, str) else " ".join(map(str, _mention(self.case.start, self.case.target)))
+        target = self.case.target
+        if not isinstance(target, str):
+            target = " ".join(map(str, _mention(self.case.start, target)))
         return {"row": self.case.number, "target": target, "became": self.became, "reached": self.reached,
                 "edits": self.edits, "words": len(self.case.start.words), "queries": self.queries,
                 "changes": "; ".join(f"{old} → {new}" for old, new in self.changes),
                 "original": self.case.start.text, "attacked": self.final.text}
 
     def __repr__(self):
-        return f"Outcome({self.to_row()['target']!r} became {self.became!r}, {self.edits} words changed, {self.queries} queries)"
+        return (f"Outcome({self.to_row()['target']!r} became {self.became!r}, {self.edits} words changed, "
+                f"{self.queries} queries)")
 
     def _repr_html_(self):
-        shown = lambda now, colour: " ".join(f"<mark style='background:{colour}'>{html.escape(w)}</mark>" if o in self.final.changed
-                                             else html.escape(w) for w, o in zip(now.words, now.origin))
+        def shown(now, colour):
+            return " ".join(f"<mark style='background:{colour}'>{html.escape(word)}</mark>"
+                            if origin in self.final.changed else html.escape(word)
+                            for word, origin in zip(now.words, now.origin))
+        target, became = html.escape(self.to_row()["target"]), html.escape(self.became)
         return (f"<p>{shown(self.case.start, '#d5e8d4')}<br>{shown(self.final, '#f8cecc')}<br>"
-                f"<small>{html.escape(self.to_row()['target'])} → {html.escape(self.became)}, {self.queries} queries</small></p>")
-
+                f"<small>{target} → {became}, {self.queries} queries</small></p>")
 def _mention(now, number):
     "Words and type of a gold span."
     type_, start, end = now.spans[number]
@@ -855,7 +920,8 @@ def _mention(now, number):
 def find_cases(attack: Attack, rows: Sequence[dict], predictions: list) -> list:
     "The cases that the model handles correctly."
     starts = [wording(row) for row in rows]
-    return [Case(i, start, target) for i, (start, prediction) in enumerate(zip(starts, predictions)) if start.words
+    found = enumerate(zip(starts, predictions))
+    return [Case(i, start, target) for i, (start, prediction) in found if start.words
             for target in attack.goal.targets(start, prediction)]
 
 async def _attack_case(attack, case, ask, labels, unknown):
@@ -864,7 +930,10 @@ async def _attack_case(attack, case, ask, labels, unknown):
     final = await attack.search.run(session)
     (reached, _), = await session.judge([final])
     prediction, = await Ask(ask, [final.now])
-    became = prediction["label"] if isinstance(case.target, str) else span_outcome(final.spans[case.target], predicted_spans(prediction))
+    if isinstance(case.target, str):
+        became = prediction["label"]
+    else:
+        became = span_outcome(final.spans[case.target], predicted_spans(prediction))
     return Outcome(case, final, bool(reached), became, len(session.known))
 
 def draw_cases(cases: list,
@@ -903,7 +972,8 @@ def attack_rows(predictor: Predictor,
     rows = list(rows)
     cases = find_cases(attack, rows, predictor.predict(rows))
     if not cases:
-        raise CannotRun(f"the model handles none of {len(rows)} rows correctly", "an attack needs rows that it gets right")
+        raise CannotRun(f"the model handles none of {len(rows)} rows correctly",
+                        "an attack needs rows that it gets right")
     return attack_cases(predictor, draw_cases(cases, limit, per_row, seed), attack, width, progress=progress)
 
 # %% ../nbs/13a_attacks.ipynb #1b64cd1b
@@ -917,7 +987,8 @@ class Kit:
                  masked_lm=None,              # `MaskedWords`, folder or Hub name
                  goal=None,                   # None: any wrong label, or any way to lose an entity
                  seed: int = 0):
-        self.predictor, self.train, self.seed, self._encoder, self._vectors, self._masked_lm = predictor, train, seed, encoder, vectors, masked_lm
+        self.predictor, self.train, self.seed = predictor, train, seed
+        self._encoder, self._vectors, self._masked_lm = encoder, vectors, masked_lm
         self.tagging = predictor.task.name == "token-classification"
         self.goal = goal or (SpanGoal() if self.tagging else Misclassify())
 
@@ -933,7 +1004,8 @@ class Kit:
     @cached_property
     def masked(self):
         if self._masked_lm is None:
-            raise InputError("this recipe needs a masked language model", "pass masked_lm=, a folder, a Hub name or what new_masked_lm made")
+            raise InputError("this recipe needs a masked language model",
+                             "pass masked_lm=, a folder, a Hub name or what new_masked_lm made")
         return self._masked_lm if isinstance(self._masked_lm, MaskedWords) else MaskedWords(self._masked_lm)
 
     @cached_property
@@ -965,33 +1037,42 @@ def _entity_recipe(build):
     "A recipe that says so where there are no entities."
     def checked(kit):
         if not kit.tagging:
-            raise InputError("this recipe attacks entities, and the model gives none", "use a recipe for texts")
+            raise InputError("this recipe attacks entities, and the model gives none",
+                             "use a recipe for texts")
         return build(kit)
     return checked
 
 RECIPES = {
-    "deepwordbug": lambda kit: Attack("deepwordbug", kit.goal, Characters(seed=kit.seed), Greedy(Importance("unk"))),
-    "textbugger": lambda kit: Attack("textbugger", kit.goal,
+    "deepwordbug": lambda kit: Attack("deepwordbug", kit.goal, Characters(seed=kit.seed),
+                                      Greedy(Importance("unk"))),
+    "textbugger": lambda kit: Attack(
+        "textbugger", kit.goal,
         Either(Characters(("split", "delete", "swap", "key", "homoglyph"), seed=kit.seed), kit.neighbours),
         Greedy(Importance("deletion")), constraints=kit.similar()),
-    "textfooler": lambda kit: Attack("textfooler", kit.goal, kit.neighbours, Greedy(Importance("deletion")), kit.words(), kit.similar()),
+    "textfooler": lambda kit: Attack("textfooler", kit.goal, kit.neighbours, Greedy(Importance("deletion")),
+                                     kit.words(), kit.similar()),
     "pwws": lambda kit: Attack("pwws", kit.goal, kit.neighbours, Greedy(WeightedSaliency()), kit.words()),
-    "bert-attack": lambda kit: Attack("bert-attack", kit.goal, Masked(kit.masked), Greedy(Importance("unk")), kit.words(),
-                                      kit.similar(0.2), Budget(0.4)),
-    "hotflip": lambda kit: Attack("hotflip", kit.goal, HotFlip(kit.gradients), Beam(4, Importance("gradient", kit.gradients)), kit.words(),
+    "bert-attack": lambda kit: Attack("bert-attack", kit.goal, Masked(kit.masked), Greedy(Importance("unk")),
+                                      kit.words(), kit.similar(0.2), Budget(0.4)),
+    "hotflip": lambda kit: Attack("hotflip", kit.goal, HotFlip(kit.gradients),
+                                  Beam(4, Importance("gradient", kit.gradients)), kit.words(),
                                   kit.similar(), Budget(1.0, most=2)),
-    "mention": _entity_recipe(lambda kit: Attack("mention", kit.goal, kit.mentions, Greedy(Importance("random")), (inside_target,),
-                                                 budget=Budget(1.0))),
-    "mention-characters": _entity_recipe(lambda kit: Attack("mention-characters", kit.goal, Characters(seed=kit.seed),
-                                                            Greedy(Importance("unk")), (has_letters, inside_target))),
-    "context": _entity_recipe(lambda kit: Attack("context", kit.goal, kit.neighbours, Greedy(Importance("deletion")), kit.words(), kit.similar())),
-    "context-masked": _entity_recipe(lambda kit: Attack("context-masked", kit.goal, Masked(kit.masked), Greedy(Importance("deletion")),
-                                                        kit.words(), kit.similar())),
+    "mention": _entity_recipe(lambda kit: Attack(
+        "mention", kit.goal, kit.mentions, Greedy(Importance("random")), (inside_target,),
+        budget=Budget(1.0))),
+    "mention-characters": _entity_recipe(lambda kit: Attack(
+        "mention-characters", kit.goal, Characters(seed=kit.seed), Greedy(Importance("unk")),
+        (has_letters, inside_target))),
+    "context": _entity_recipe(lambda kit: Attack(
+        "context", kit.goal, kit.neighbours, Greedy(Importance("deletion")), kit.words(), kit.similar())),
+    "context-masked": _entity_recipe(lambda kit: Attack(
+        "context-masked", kit.goal, Masked(kit.masked), Greedy(Importance("deletion")), kit.words(),
+        kit.similar())),
 }
 
 def get_attack(name,                     # a name in `RECIPES`, or an `Attack`
                predictor: Predictor = None,   # the model to attack
-               changes: dict = None,     # fields of `Attack` to set otherwise, such as {"budget": Budget(0.1)}
+               changes: dict = None,     # fields of `Attack` to set, such as {"budget": Budget(0.1)}
                **kit,                    # of `Kit`: train, encoder, vectors, masked_lm, goal, seed
               ) -> Attack:
     "An attack by name. Raises `InputError` for an unknown name, or where a recipe lacks what it needs."
@@ -1011,8 +1092,9 @@ def attack_table(outcomes: dict,            # name -> outcomes
     for name, found in outcomes.items():
         rate = success_rate(found, confidence)
         won = [outcome.share for outcome in found if outcome.reached]
-        rows.append({"attack": name, "cases": len(found), "success": rate.value, "low": rate.low, "high": rate.high,
-                     "words changed": float(np.mean(won)) if won else np.nan, "queries": float(np.mean([o.queries for o in found]))})
+        rows.append({"attack": name, "cases": len(found), "success": rate.value, "low": rate.low,
+                     "high": rate.high, "words changed": float(np.mean(won)) if won else np.nan,
+                     "queries": float(np.mean([outcome.queries for outcome in found]))})
     return pandas.DataFrame(rows).set_index("attack")
 
 def success_rate(outcomes: list,            # of one attack
@@ -1020,7 +1102,7 @@ def success_rate(outcomes: list,            # of one attack
                  seed: int = 0,
                  resamples: int = 2000,
                 ) -> Interval:              # n counts texts, or sentences
-    "Share of cases that reach the goal: Wilson, or a bootstrap over sentences where a sentence holds several cases."
+    "Share of cases that reach the goal: Wilson, or a bootstrap over sentences if one holds several cases."
     rows = [outcome.case.number for outcome in outcomes]
     if len(set(rows)) == len(rows):
         return wilson(sum(outcome.reached for outcome in outcomes), len(outcomes), confidence)
@@ -1047,12 +1129,13 @@ class AttackRobustness(Check):
                  recipe="textfooler",      # a name in `RECIPES`, or an `Attack`
                  limit: int = 200,         # cases at most, drawn at random
                  split: str = "test",      # of a data set
-                 options: dict = None,     # of `get_attack`: encoder, vectors, masked_lm, train, goal, changes
+                 options: dict = None,     # of `get_attack`: encoder, vectors, masked_lm, train, goal, ...
                  width: int = 64,          # cases under way at a time
                  progress: str = "attack", # title of the progress bar
                  **check):                 # of `Check`: gate, seed, confidence, resamples
         super().__init__(**check)
-        self.recipe, self.limit, self.split, self.options, self.width, self.progress = recipe, limit, split, dict(options or {}), width, progress
+        self.recipe, self.limit, self.split, self.options = recipe, limit, split, dict(options or {})
+        self.width, self.progress = width, progress
         self.name = f"attack: {recipe if isinstance(recipe, str) else recipe.name}"
 
     def run(self, predictor: Predictor, data) -> Result:
@@ -1061,17 +1144,23 @@ class AttackRobustness(Check):
         if hasattr(data, "items") and "train" in data:
             options.setdefault("train", data["train"])
         attack = get_attack(self.recipe, predictor, **options)
-        outcomes = attack_rows(predictor, rows_of(data, self.split), attack, self.limit, self.seed, self.width, progress=self.progress)
+        rows = rows_of(data, self.split)
+        outcomes = attack_rows(predictor, rows, attack, limit=self.limit, seed=self.seed, width=self.width,
+                               progress=self.progress)
         rate = success_rate(outcomes, self.confidence, self.seed, self.resamples)
         won = [outcome for outcome in outcomes if outcome.reached]
-        edits = f" with {100 * np.mean([o.share for o in won]):.0f}% of the words changed on average" if won else ""
-        result = Result(self.name, "attack success rate", rate, "sentences" if attack.goal.unit == "entities" else "texts", self.gate,
-                        rows=[outcome.to_row() for outcome in won], figure=lambda: plot_success({attack.name: outcomes}))
+        share = f"{100 * np.mean([outcome.share for outcome in won]):.0f}%" if won else ""
+        edits = f" with {share} of the words changed on average" if won else ""
+        unit = "sentences" if attack.goal.unit == "entities" else "texts"
+        result = Result(self.name, "attack success rate", rate, unit, self.gate,
+                        rows=[outcome.to_row() for outcome in won],
+                        figure=lambda: plot_success({attack.name: outcomes}))
         result.outcomes = outcomes
-        result.per_row = row_sums([[o.reached, 1] for o in outcomes], [o.case.number for o in outcomes],
-                                  len(rows_of(data, self.split)))
-        return result.introduce(f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, after "
-                                f"{np.mean([o.queries for o in outcomes]):.0f} queries a case.")
+        result.per_row = row_sums([[outcome.reached, 1] for outcome in outcomes],
+                                  [outcome.case.number for outcome in outcomes], len(rows))
+        return result.introduce(
+            f"The attack changed the answer in {len(won)} of {len(outcomes)} {attack.goal.unit}{edits}, "
+            f"after {np.mean([outcome.queries for outcome in outcomes]):.0f} queries a case.")
 
 # %% ../nbs/13a_attacks.ipynb #267bd069
 def plot_success(outcomes: dict,     # name -> outcomes
@@ -1080,17 +1169,19 @@ def plot_success(outcomes: dict,     # name -> outcomes
     "Success rate against the share of words that may change; the Wilson intervals stand at the right edge."
     import matplotlib.pyplot as plt
     figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    largest = largest or max((o.share for found in outcomes.values() for o in found if o.reached), default=0.1) * 1.05
+    won = [outcome.share for found in outcomes.values() for outcome in found if outcome.reached]
+    largest = largest or max(won, default=0.1) * 1.05
     grid, step = np.linspace(0, largest, 60), largest / 40
     for place, (name, found) in enumerate(outcomes.items(), 1):
         rates = [wilson(sum(o.reached and o.share <= share for o in found), len(found)) for share in grid]
         line, = axis.step(grid, [rate.value for rate in rates], where="post", label=name)
         edge, last = largest + place * step, rates[-1]
         axis.plot([largest, edge], [last.value] * 2, ":", linewidth=0.8, color=line.get_color())
-        axis.errorbar(edge, last.value, [[last.value - last.low], [last.high - last.value]], fmt="o", markersize=3,
-                      capsize=2, color=line.get_color())
+        axis.errorbar(edge, last.value, [[last.value - last.low], [last.high - last.value]], fmt="o",
+                      markersize=3, capsize=2, color=line.get_color())
     largest += (len(outcomes) + 1) * step
-    axis.set(xlabel="share of words changed, at most", ylabel="attack success rate", ylim=(-0.02, 1.02), xlim=(0, largest))
+    axis.set(xlabel="share of words changed, at most", ylabel="attack success rate", ylim=(-0.02, 1.02),
+             xlim=(0, largest))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -1104,7 +1195,10 @@ def augment(data,                      # data set with splits
             seed: int = 0,             # which rows
             width: int = 64, progress: str = "",
            ):                          # DatasetDict with a longer `split`
-    "Add attacked copies of rows that the model handles. Fewer come where the attack finds nothing to change. Raises `InputError`."
+    """Add attacked copies of rows that the model handles; fewer come where the attack changes nothing.
+
+    Raises `InputError`.
+    """
     from datasets import Dataset, DatasetDict
     if not 0 < share <= 1:
         raise InputError(f"the share is {share}", "give a share above 0 and at most 1")
@@ -1113,7 +1207,8 @@ def augment(data,                      # data set with splits
     for at in range(0, len(order), max(1, wanted)):
         batch = [rows[i] for i in order[at:at + max(1, wanted)]]
         try:
-            outcomes = attack_rows(predictor, batch, attack, per_row=1, seed=seed, width=width, progress=progress)
+            outcomes = attack_rows(predictor, batch, attack, per_row=1, seed=seed, width=width,
+                                   progress=progress)
         except CannotRun:
             continue
         copies += [_copy(outcome) for outcome in outcomes if outcome.edits]
@@ -1127,7 +1222,10 @@ def _copy(outcome):
     row = dict(outcome.final.now)
     return {**row, "id": f"{row['id']}+attack"} if "id" in row else row
 
-def handled(predictor: Predictor, goal, cases: list) -> np.ndarray:    # cases: (wording, target); bool, one a case
+# %% ../nbs/13a_attacks.ipynb #e16f9b33
+def handled(predictor: Predictor, goal,
+            cases: list,    # (wording, target) of each
+           ) -> np.ndarray:     # bool, one a case
     "Does the model still handle these wordings?"
     predictions = predictor.predict([now.now for now, _ in cases])
     return np.array([not goal.judge(now, target, prediction, list(predictor.task.labels))[0]
@@ -1139,10 +1237,13 @@ def before_and_after(before: Predictor, after: Predictor,
                      rows: Sequence[dict],   # all test rows, for the unattacked cases
                      seed: int = 0, confidence: float = 0.95,
                     ):
-    "Share of cases that two models handle, as they were and as the attack left them, with the paired difference."
+    "Share of cases that two models handle, as they were and as attacked, with the paired difference."
     import pandas
-    clean = [(i, now, target) for i, now in enumerate(map(wording, rows))
-             for target in ([now.row["label"]] if isinstance(now.row.get("label"), str) else range(len(now.spans)))]
+    clean = []
+    for i, now in enumerate(map(wording, rows)):
+        of_texts = isinstance(now.row.get("label"), str)
+        targets = [now.row["label"]] if of_texts else range(len(now.spans))
+        clean += [(i, now, target) for target in targets]
     frozen = [(outcome.case.number, outcome.final, outcome.case.target) for outcome in outcomes]
     lines = []
     for name, cases in (("as they were", clean), ("attacked, frozen", frozen)):
@@ -1150,8 +1251,9 @@ def before_and_after(before: Predictor, after: Predictor,
         a, b = (handled(model, attack.goal, pairs).astype(float) for model in (before, after))
         gap = cluster_bootstrap(np.stack([b - a, np.ones(len(a))], 1), ratio, numbers,
                                 confidence=confidence, seed=seed, bounds=(-1, 1))
-        lines.append({"cases": name, "n": len(a), "before": a.mean(), "after": b.mean(), "difference": gap.value,
-                      "low": gap.low, "high": gap.high, "p": paired_permutation(b, a, numbers, seed=seed)[1]})
+        lines.append({"cases": name, "n": len(a), "before": a.mean(), "after": b.mean(),
+                      "difference": gap.value, "low": gap.low, "high": gap.high,
+                      "p": paired_permutation(b, a, numbers, seed=seed)[1]})
     return pandas.DataFrame(lines).set_index("cases")
 
 # %% ../nbs/13a_attacks.ipynb #e09f8a55
@@ -1165,9 +1267,11 @@ def padded_predictions(predictor: Predictor,
         collate, outputs = Collator(predictor.tokenizer, length), []
         with torch.inference_mode():
             for at in range(0, len(features), rows_a_batch):
-                batch = {name: tensor.to(predictor.model.device) for name, tensor in collate(features[at:at + rows_a_batch]).items()}
+                batch = collate(features[at:at + rows_a_batch])
+                batch = {name: tensor.to(predictor.model.device) for name, tensor in batch.items()}
                 outputs += predictor.task.forward(predictor.model, batch)
-        outputs = [output[:len(feature["input_ids"])] if "word_at" in feature else output for feature, output in zip(features, outputs)]
+        outputs = [output[:len(feature["input_ids"])] if "word_at" in feature else output
+                   for feature, output in zip(features, outputs)]
         return predictor.task.decode(rows, features, outputs)
     return ask
 
@@ -1193,7 +1297,8 @@ def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
         asked[0], start = 0, time.perf_counter()
         finals.append([o.final.words for o in attack_cases(plain, cases, attack, side_by_side, ask)])
         seconds = time.perf_counter() - start
-        lines.append({"way": name, "queries": asked[0], "seconds": seconds, "queries per second": asked[0] / seconds})
+        lines.append({"way": name, "queries": asked[0], "seconds": seconds,
+                      "queries per second": asked[0] / seconds})
     table = pandas.DataFrame(lines).set_index("way")
     table["times as fast"] = table["queries per second"] / table["queries per second"].iloc[0]
     table["same results"] = [found == finals[0] for found in finals]
@@ -1201,22 +1306,28 @@ def speed(predictor: Predictor, rows: Sequence[dict], attack: Attack,
 
 def _same_model(predictor, cache_size):
     "A predictor of the same model with a cache of another size."
-    return Predictor(predictor.model, predictor.tokenizer, predictor.task, predictor.batch_tokens, predictor.max_length,
-                     predictor.stride, cache_size)
+    return Predictor(predictor.model, predictor.tokenizer, predictor.task, predictor.batch_tokens,
+                     predictor.max_length, predictor.stride, cache_size)
 
 # %% ../nbs/13a_attacks.ipynb #7e3aebeb
 class TextAttackModel:
-    "What TextAttack asks of a model: texts in, probabilities out. Raises `InputError` for a model that does not classify texts."
+    """What TextAttack asks of a model: texts in, probabilities out.
+
+    Raises `InputError` for a model that does not classify texts.
+    """
     def __init__(self, predictor: Predictor):
         if predictor.task.name != "text-classification" or not predictor.task.labels:
-            raise InputError("TextAttack needs a classifier of texts with known labels", "use the attacks of safetune for other tasks")
+            raise InputError("TextAttack needs a classifier of texts with known labels",
+                             "use the attacks of safetune for other tasks")
         self.predictor, self.labels = predictor, list(predictor.task.labels)
         self.model, self.tokenizer = getattr(predictor, "model", None), getattr(predictor, "tokenizer", None)
 
     def __call__(self, text_input_list: list) -> np.ndarray:    # float64, shape (texts, classes)
         "Probabilities; each row adds up to one. A pair of texts may be given as a tuple."
-        rows = [{"text": item} if isinstance(item, str) else {"text": item[0], "text_pair": item[1]} for item in text_input_list]
-        p = np.array([prediction["probabilities"] for prediction in self.predictor.predict(rows)], dtype=np.float64)
+        rows = [{"text": item} if isinstance(item, str) else {"text": item[0], "text_pair": item[1]}
+                for item in text_input_list]
+        predictions = self.predictor.predict(rows)
+        p = np.array([prediction["probabilities"] for prediction in predictions], dtype=np.float64)
         p = p.reshape(len(rows), len(self.labels))
         return p / p.sum(1, keepdims=True)
 

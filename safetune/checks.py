@@ -123,7 +123,8 @@ class Result:
         self.p_value, self.rows, self.parts, self.reason = p_value, list(rows), list(parts), reason
         self.figure, self._sentence, self._detectable = figure, sentence, detectable
         self.p_adjusted, self.tests = None, None    # set by `correct`: adjusted p-value, tests in the family
-        self.per_row = None    # set by checks that have it: (rows, 2), whose sums have the value as their ratio
+        # set by checks that have it: shape (rows, 2), the value is the ratio of the column sums
+        self.per_row = None
 
     value = property(lambda self: self.interval.value if self.interval else None, doc="Estimate, or None.")
     low = property(lambda self: self.interval.low if self.interval else None, doc="Lower end, or None.")

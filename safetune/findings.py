@@ -60,7 +60,9 @@ class Finding:
 
     def redacted(self) -> "Finding":
         "The same without the personal data: its kind in brackets in place of the text."
-        return replace(self, text=placeholder(self.kind) if self.text else "", fix=None) if self.personal else self
+        if not self.personal:
+            return self
+        return replace(self, text=placeholder(self.kind) if self.text else "", fix=None)
 
 def placeholder(kind: str) -> str:    # "personal/email" or "email" -> "[EMAIL]"
     "What stands in place of personal data."

@@ -175,8 +175,11 @@ def test_entities_are_cases_of_their_own_and_sentences_are_the_units():
     assert len(outcomes) == 8 and not any(o.reached for o in outcomes)       # case is kept, so the tagger still sees them
     class Lower:
         async def candidates(self, session, now, i): return [now.replace(i, i + 1, (now.words[i].lower(),))]
-    result = AttackRobustness(Attack("lower", SpanGoal("missed"), Lower(), Greedy(Importance("random"))))(TAGGER, NAMES)
+    attack = Attack("lower", SpanGoal("missed"), Lower(), Greedy(Importance("random")))
+    result = AttackRobustness(attack)(TAGGER, NAMES)
     assert result.value == 1 and result.n == 4 and result.unit == "sentences" and result.verdict == "fail"
+    other = AttackRobustness(attack, seed=1)(TAGGER, NAMES)    # the seed draws, it does not limit cases of a row
+    assert len(other.outcomes) == len(result.outcomes) == 8
     assert attack_rows(TAGGER, NAMES, lower, per_row=1, limit=3, seed=1) and len(attack_rows(TAGGER, NAMES, lower, per_row=1)) == 4
 
 
