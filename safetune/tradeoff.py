@@ -133,7 +133,11 @@ class Front:
         "All policies, the front coloured by its gap, and one common threshold; returns the figure."
         return plot_front(self, limits, chosen)
 
-def plot_front(front: Front, limits: Limits = None, chosen: tuple = None):
+# %% ../nbs/16c_tradeoff.ipynb #c1f54bba
+def plot_front(front: Front,              # whose policies are shown
+               limits: Limits = None,     # drawn as dashed lines
+               chosen: tuple = None,      # (coverage, risk) to mark
+              ):                          # matplotlib Figure
     "Risk against coverage: policies, front, one common threshold, limits; returns the figure."
     import matplotlib.pyplot as plt
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
