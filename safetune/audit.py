@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['logger', 'SIZES', 'CACHE', 'SCORERS', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NEXT', 'PRIVACY_NEXT', 'ALPHA',
            'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'Ground', 'as_text', 'shared_text', 'Planned', 'any_task',
-           'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds', 'said_all', 'ScoreOf',
-           'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by', 'plan', 'copy_with',
-           'left_out', 'one_line', 'run_check', 'draw', 'check_key', 'check_file', 'keep', 'kept', 'every',
+           'explained', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds', 'said_all',
+           'ScoreOf', 'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by', 'plan',
+           'copy_with', 'left_out', 'one_line', 'run_check', 'draw', 'check_key', 'check_file', 'keep', 'kept', 'every',
            'correct_all', 'overall', 'summary', 'as_predictor', 'task_name', 'audited_split', 'audit', 'finish_entry',
            'run_plan', 'make_record', 'headline', 'recorded_training', 'Audit', 'save_audit', 'counts_of', 'junit',
            'read_audit', 'Comparison', 'compare']
@@ -45,6 +45,7 @@ from .errors import WorseSlices
 from .evidence import hash_model, hash_rows, now, versions, write_manifest
 from .fairness import Counterfactual, GroupGap, demographic_parity, equalised_odds, fairness_checks
 from .fairness import cluster_keys, group_values, name_groups
+from .explain import OWN_READERS
 from .faithfulness import Faithfulness, Sanity
 from .findings import write_atomic
 from .gates import Gates, load_gates
@@ -196,6 +197,12 @@ CHECKS = []    # in the order in which they run
 def any_task(ground: Ground) -> bool:
     "For checks that can judge every task."
     return True
+
+def explained(ground: Ground) -> bool:
+    "Can the words behind an answer be named (see 14_explain)?"
+    relations = ground.predictor.task.name == OWN_READERS[0]
+    return ground.tagged or ground.labelled or relations or (
+        ground.predictor.task.name in OWN_READERS and ground.predictor.function is None)
 
 def with_confidence(ground: Ground) -> bool:
     "Is there a probability for each answer that could be given?"
@@ -556,7 +563,8 @@ def _attack(ground: Ground, id: str) -> Result:
          "Do explanations name the words that the answer hangs on?",
          next=("Do not show these explanations to users", "Try other methods: safetune.faithfulness.Trust"),
          cost=4,
-         limits="Faithful to the model is not the same as convincing to a person, or true of the world.")
+         limits="Faithful to the model is not the same as convincing to a person, or true of the world.",
+         fits=explained)
 def _faithfulness(ground: Ground, id: str) -> Result:
     method = "integrated gradients" if ground.predictor.function is None else "occlusion"
     limit = min(ground.size("faithfulness"), len(ground.rows))
@@ -569,7 +577,7 @@ def _faithfulness(ground: Ground, id: str) -> Result:
 @planned("explanation/sanity", "Explanations against random weights",
          "Do explanations depend on what was learned?",
          next=("Use another method: this one shows the text, not the model",), cost=8, thorough=True,
-         limits="A method that passes may still be wrong about a single answer.")
+         limits="A method that passes may still be wrong about a single answer.", fits=explained)
 def _sanity(ground: Ground, id: str) -> Result:
     return Sanity(limit=ground.size("sanity"), **ground.options(id)).run(ground.predictor, ground.rows)
 
