@@ -177,7 +177,7 @@ class Trust:
         return cross_val_predict(self._new(), features, np.asarray(right, dtype=bool), groups=groups,
                                  cv=GroupKFold(folds), method="predict_proba")[:, 1]
 
-# %% ../nbs/09a_service.ipynb #1c067359
+# %% ../nbs/09a_service.ipynb #513683b5
 class Grounded:
     "Judges whether an answer says only usual words and words of the message."
     def __init__(self, usual: Sequence):    # texts whose words may always be said
@@ -185,10 +185,11 @@ class Grounded:
 
     def __call__(self, row: dict, prediction: dict):    # True, or what is the matter
         "For `safetune.control.Call(..., on=\"output\")`."
-        new = set(search_words(prediction["text"])) - self.usual - set(search_words(row["text"]))
-        return "a word that is not in the message" if new else bool(prediction["text"].strip())
+        words = set(search_words(prediction["text"]))
+        new = words - self.usual - set(search_words(row["text"]))
+        return "a word that is not in the message" if new else bool(words)
 
-# %% ../nbs/09a_service.ipynb #5950feee
+# %% ../nbs/09a_service.ipynb #a9e698d6
 FIXED = "Thank you for your message. A colleague will write to you."
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ class Reply:
         "Does a person take over?"
         return self.by == "person"
 
+# %% ../nbs/09a_service.ipynb #5d09f66c
 class ServiceDesk:
     "Answers with stored texts where it is sure, and hands over to a person elsewhere."
     def __init__(self, guard: Any,           # a GuardedPredictor of intents
@@ -270,7 +272,7 @@ def handover_dialogues(rows: Sequence,    # of `service_messages`
         {"role": "assistant", "content": NAMED.format(product=row["product"]) if row["product"] else FIXED}]}
         for i, row in enumerate(rows)]
 
-# %% ../nbs/09a_service.ipynb #82ae49ca
+# %% ../nbs/09a_service.ipynb #aace393d
 def _gradio():
     "The library, with its telemetry off, or `InputError` naming the command that installs it."
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -289,6 +291,7 @@ def _theme(gradio):
     "A theme whose fonts are those of the reader's system."
     return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
+# %% ../nbs/09a_service.ipynb #6c54c74b
 def shown(reply: Reply) -> tuple:    # of str: answer, who answers, what was read, why
     "A reply as the page shows it."
     who = ("a person takes over" + (", sentence written by the model" if reply.written else "")
