@@ -25,6 +25,7 @@ def text_of(row: dict) -> str:
     "The text of a row, or its words joined by spaces."
     return row["text"] if "text" in row and "tokens" not in row else " ".join(row["tokens"])
 
+# %% ../nbs/13b_detection.ipynb #9d04cf4d
 class CharacterModel:
     "Detector: bits a character under an interpolated Kneser-Ney model, in the worst window of the text."
     name = "character model"
@@ -66,7 +67,8 @@ class CharacterModel:
                 before = history[len(history) - k:]
                 if before in follow:
                     total, kinds = follow[before]
-                    p = max(grams.get(before + character, 0) - discount, 0) / total + discount * kinds / total * p
+                    kept = max(grams.get(before + character, 0) - discount, 0)
+                    p = kept / total + discount * kinds / total * p
             if len(self.known) > 500_000:
                 self.known.clear()
             self.known[key] = p
@@ -75,7 +77,8 @@ class CharacterModel:
     def bits(self, text: str) -> np.ndarray:    # one number a character, and one for the end
         "Bits of each character."
         text = "\2" * (self.order - 1) + text + "\3"
-        return np.array([-np.log2(self.probability(text[i - self.order + 1:i], text[i])) for i in range(self.order - 1, len(text))])
+        return np.array([-np.log2(self.probability(text[i - self.order + 1:i], text[i]))
+                         for i in range(self.order - 1, len(text))])
 
     def score(self, rows: Sequence[dict]) -> np.ndarray:
         "The highest mean over a window, for each row."
@@ -90,7 +93,10 @@ def _worst_window(values, width):
 
 # %% ../nbs/13b_detection.ipynb #ceaec42c
 class Perplexity:
-    "Detector: mean negative log-likelihood of the pieces under a language model. Raises `InputError` if it cannot be had."
+    """Detector: mean negative log-likelihood of the pieces under a language model.
+
+    Raises `InputError` if it cannot be had.
+    """
     name = "language model"
 
     def __init__(self,
@@ -101,7 +107,8 @@ class Perplexity:
         if kind not in ("masked", "causal"):
             raise InputError(f"unknown kind {kind!r}", "choose 'masked' or 'causal'")
         self.kind, self.batch_tokens, self.tokenizer = kind, batch_tokens, load_tokenizer(str(model))
-        self.model = _pretrained(AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM, str(model))
+        auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+        self.model = _pretrained(auto, str(model))
         self.max_length = max_input_length(self.tokenizer, self.model.config)
 
     def fit(self, rows) -> "Perplexity":
@@ -111,7 +118,9 @@ class Perplexity:
     def _items(self, rows):
         "(row, ids, place to predict or None)"
         special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id}
-        for i, ids in enumerate(self.tokenizer([text_of(row) for row in rows], truncation=True, max_length=self.max_length)["input_ids"]):
+        texts = [text_of(row) for row in rows]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        for i, ids in enumerate(encoded):
             if self.kind == "causal":
                 yield i, ids, None
                 continue
@@ -123,7 +132,8 @@ class Perplexity:
         "Mean of -ln p over the pieces of each row; 0 for a row without pieces to predict."
         if not len(rows):
             return np.zeros(0)
-        items, total, count = [item for item in self._items(rows) if len(item[1]) > 1], np.zeros(len(rows)), np.zeros(len(rows))
+        items = [item for item in self._items(rows) if len(item[1]) > 1]
+        total, count = np.zeros(len(rows)), np.zeros(len(rows))
         features = _features(ids for _, ids, _ in items)
         for members, batch in token_batches(features, self.tokenizer, self.batch_tokens, self.model.device):
             logits = self.model(**batch).logits
@@ -133,7 +143,8 @@ class Perplexity:
                     total[i] -= float(torch.log_softmax(logits[k, hidden[0]].float(), -1)[hidden[1]])
                     count[i] += 1
                 else:
-                    right = torch.log_softmax(logits[k, :len(ids) - 1].float(), -1).gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])
+                    following = torch.tensor(ids[1:], device=logits.device)[:, None]
+                    right = torch.log_softmax(logits[k, :len(ids) - 1].float(), -1).gather(1, following)
                     total[i] -= float(right.sum())
                     count[i] += len(ids) - 1
         return total / np.maximum(count, 1)
@@ -144,14 +155,15 @@ def small_edits(row: dict,
                 share: float = 0.1,   # of the words, at least one
                 seed: int = 0,
                ) -> list:         # rows with as many words
-    "Copies of a row, each with letters swapped, dropped or replaced in a few words, drawn at random from the row's own text."
+    "Copies of a row, each with letters swapped, dropped or replaced in a few words; drawn from its own text."
     start = wording(model_input(row))
     places = [i for i in range(len(start.words)) if has_letters(None, start, i)]
     copies = []
     for j in range(n if places else 0):
         rng, now = _rng(seed, start.words, j), start
         for i in rng.sample(places, max(1, round(share * len(places)))):
-            now = now.replace(i, i + 1, (CHARACTER_EDITS[rng.choice(("swap", "delete", "substitute"))](now.words[i], rng),))
+            edit = CHARACTER_EDITS[rng.choice(("swap", "delete", "substitute"))]
+            now = now.replace(i, i + 1, (edit(now.words[i], rng),))
         copies.append(now.now)
     return copies
 
@@ -175,7 +187,8 @@ class Stability:
         asked = [model_input(row) for row in rows] + [copy for each in copies for copy in each]
         answers = iter(self.predictor.predict(asked))
         first = [next(answers) for _ in rows]
-        return np.array([np.mean([_distance(a, next(answers)) for _ in each]) if each else 0.0 for a, each in zip(first, copies)])
+        return np.array([np.mean([_distance(a, next(answers)) for _ in each]) if each else 0.0
+                         for a, each in zip(first, copies)])
 
 def _distance(a, b):
     "Total variation distance of two answers, the mean over words where there are many."
@@ -188,7 +201,10 @@ def _distance(a, b):
 
 # %% ../nbs/13b_detection.ipynb #129d78a7
 class Mahalanobis:
-    "Detector: squared Mahalanobis distance of the model's hidden state to the nearest class. Raises `InputError` for a function."
+    """Detector: squared Mahalanobis distance of the model's hidden state to the nearest class.
+
+    Raises `InputError` for a function.
+    """
     name = "density"
 
     def __init__(self, predictor: Predictor):
@@ -203,8 +219,10 @@ class Mahalanobis:
         features = p.task.encode([model_input(row) for row in rows], p.tokenizer, p.max_length, p.stride)
         sums, counts = np.zeros((len(rows), p.model.config.hidden_size)), np.zeros(len(rows))
         for members, batch in token_batches(features, p.tokenizer, p.batch_tokens, p.model.device):
-            state, mask = p.model.base_model(**batch).last_hidden_state.float(), batch["attention_mask"][..., None]
-            for m, total, size in zip(members, (state * mask).sum(1).cpu().numpy(), mask.sum((1, 2)).tolist()):
+            state = p.model.base_model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None]
+            totals, sizes = (state * mask).sum(1).cpu().numpy(), mask.sum((1, 2)).tolist()
+            for m, total, size in zip(members, totals, sizes):
                 sums[features[m]["row"]] += total
                 counts[features[m]["row"]] += size
         return sums / counts[:, None]
@@ -215,9 +233,11 @@ class Mahalanobis:
         rows = list(rows)
         if len(rows) < 2:
             raise InputError(f"{len(rows)} row(s) to learn from", "give at least two")
-        states, labels = self.states(rows), np.array([str(row.get("label", "")) if "tokens" not in row else "" for row in rows])
-        self.means = np.stack([states[labels == label].mean(0) for label in np.unique(labels)])
-        self.precision = LedoitWolf(assume_centered=True).fit(states - self.means[np.unique(labels, return_inverse=True)[1]]).precision_
+        states = self.states(rows)
+        labels = np.array([str(row.get("label", "")) if "tokens" not in row else "" for row in rows])
+        classes, member = np.unique(labels, return_inverse=True)
+        self.means = np.stack([states[labels == label].mean(0) for label in classes])
+        self.precision = LedoitWolf(assume_centered=True).fit(states - self.means[member]).precision_
         return self
 
     def score(self, rows: Sequence[dict]) -> np.ndarray:
@@ -257,7 +277,9 @@ def threshold(scores: Sequence[float],      # of clean rows
              ) -> float:
     "The score that at most this share of clean rows exceeds. Raises `InputError` for too few rows."
     if not 0 < rate < 1 or len(scores) * rate < 1:
-        raise InputError(f"a false-alarm rate of {rate} cannot be set on {len(scores)} rows", f"give at least {int(np.ceil(1 / max(rate, 1e-6)))} clean rows")
+        least = int(np.ceil(1 / max(rate, 1e-6)))
+        raise InputError(f"a false-alarm rate of {rate} cannot be set on {len(scores)} rows",
+                         f"give at least {least} clean rows")
     return float(np.quantile(scores, 1 - rate, method="higher"))
 
 def auc(labels: Sequence[int], scores: Sequence[float]) -> float:    # nan if one class is missing
@@ -268,11 +290,14 @@ def auc(labels: Sequence[int], scores: Sequence[float]) -> float:    # nan if on
 def judge_detectors(detectors: list,           # fitted
                     calibration: Sequence[dict],   # clean rows that set the thresholds
                     clean: Sequence[dict],     # clean rows to test on
-                    attacked: dict,            # attack -> outcomes on these clean rows, see `safetune.attacks.attack_rows`
+                    attacked: dict,            # attack -> outcomes on these clean rows, see `attack_rows`
                     rates: tuple = (0.01, 0.05),
                     resamples: int = 300, seed: int = 0, confidence: float = 0.95,
                    ) -> tuple:                 # (DataFrame, {(detector, attack): (labels, scores)})
-    "AUC, and detection at set false-alarm rates, for each detector on each attack. Only attacks that succeeded count."
+    """AUC, and detection at set false-alarm rates, for each detector on each attack.
+
+    Only attacks that succeeded count.
+    """
     import pandas
     lines, curves = [], {}
     for detector in detectors:
@@ -285,12 +310,15 @@ def judge_detectors(detectors: list,           # fitted
             found = detector.score([outcome.final.now for outcome in won])
             labels, scores = [0] * len(clean) + [1] * len(won), [*ordinary, *found]
             clusters = [*range(len(clean)), *(outcome.case.number for outcome in won)]
-            area = bootstrap_scores(auc, labels, scores, n_resamples=resamples, seed=seed, clusters=clusters, confidence=confidence)["value"]
-            line = {"detector": detector.name, "attack": name, "attacked": len(won), "AUC": area.value, "low": area.low, "high": area.high,
-                    "AUC of originals": auc(labels, [*ordinary, *(ordinary[outcome.case.number] for outcome in won)])}
+            area = bootstrap_scores(auc, labels, scores, n_resamples=resamples, seed=seed, clusters=clusters,
+                                    confidence=confidence)["value"]
+            before = [*ordinary, *(ordinary[outcome.case.number] for outcome in won)]
+            line = {"detector": detector.name, "attack": name, "attacked": len(won), "AUC": area.value,
+                    "low": area.low, "high": area.high, "AUC of originals": auc(labels, before)}
             for rate, limit in limits.items():
                 hit = wilson(int((found > limit).sum()), len(found), confidence)
-                line |= {f"detected at {rate:.0%}": hit.value, f"low at {rate:.0%}": hit.low, f"high at {rate:.0%}": hit.high,
+                line |= {f"detected at {rate:.0%}": hit.value, f"low at {rate:.0%}": hit.low,
+                         f"high at {rate:.0%}": hit.high,
                          f"false alarms at {rate:.0%}": float((ordinary > limit).mean())}
             lines.append(line)
             curves[detector.name, name] = labels, scores
@@ -303,7 +331,8 @@ def plot_roc(curves: dict,      # from `judge_detectors`
     import matplotlib.pyplot as plt
     from sklearn.metrics import roc_curve
     attacks = list(dict.fromkeys(attack for _, attack in curves))
-    figure, axes = plt.subplots(1, len(attacks), figsize=(3.4 * len(attacks) + 1.6, 3.4), squeeze=False, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(attacks), figsize=(3.4 * len(attacks) + 1.6, 3.4), squeeze=False,
+                                sharey=True, layout="constrained")
     for axis, attack in zip(axes[0], attacks):
         for (detector, name), pair in curves.items():
             if name == attack:
@@ -339,7 +368,8 @@ class AdversarialInput(Check):
         flagged = [i for i in np.argsort(-scores, kind="stable") if scores[i] > self.limit]
         share = wilson(len(flagged), len(rows), self.confidence)
         result = Result(self.name, "share of suspicious rows", share, "rows", self.gate,
-                        rows=[{"row": int(i), "score": float(scores[i]), "text": text_of(rows[i])} for i in flagged],
+                        rows=[{"row": int(i), "score": float(scores[i]), "text": text_of(rows[i])}
+                              for i in flagged],
                         figure=lambda: plot_scores(scores, self.limit, self.detector.name))
         return result.introduce(f"The {self.detector.name} flags {len(flagged)} of {len(rows)} rows; "
                                 f"on clean rows about {self.rate:.0%} are expected.")

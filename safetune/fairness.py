@@ -185,8 +185,8 @@ class GroupGap(Check):
             raise InputError(f"against={against!r}, form={form!r}",
                              "use rest or pairs, and difference or ratio")
         if form == "ratio" and options.get("gate", "default") == "default":
-            self.gate = Gate("min",
-                             0.8)      # the four-fifths rule of US employment guidelines (29 CFR 1607.4 D)
+            # the four-fifths rule of US employment guidelines (29 CFR 1607.4 D)
+            self.gate = Gate("min", 0.8)
         self.column, self.label, self.against, self.form = column, label, against, form
         self.metrics = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         self.min_units, self.cluster, self.skip = min_units, cluster, skip
@@ -234,8 +234,8 @@ def judge(self,
             scores[title] = {name: self._score(counts[groups == name], keys[groups == name], bounds)
                              for name in names}
             for name, inside, outside in comparisons:
-                full = name if len(self.metrics) * len(self._labels(rows,
-                                                                    metric)) == 1 else f"{title}, {name}"
+                alone = len(self.metrics) * len(self._labels(rows, metric)) == 1
+                full = name if alone else f"{title}, {name}"
                 part, signed[full] = self._part(full, title, counts, keys, inside, outside, unit, bounds)
                 parts.append(part)
     correct(parts)
@@ -313,8 +313,8 @@ def _answer(row: dict, answer: str) -> str:
     "Labels or entities in short."
     if answer == "label":
         return str(row["label"])
-    return "; ".join(f"{kind} {' '.join(row['tokens'][start:end])}" for kind, start,
-                     end in read_spans(row["tags"]))
+    return "; ".join(f"{kind} {' '.join(row['tokens'][start:end])}"
+                     for kind, start, end in read_spans(row["tags"]))
 
 # %% ../nbs/12_fairness.ipynb #d9a09f5e
 def plot_groups(scores: dict,    # metric -> group -> Interval
@@ -334,8 +334,8 @@ def plot_groups(scores: dict,    # metric -> group -> Interval
                       fontsize=8)
     left.set(yticks=range(len(lines)), xlabel=" / ".join(scores) if len(scores) < 3 else "value",
              ylim=(-0.6, len(lines) - 0.3))
-    left.set_yticklabels([name if len(scores) == 1 else f"{title}, {name}" for title, name,
-                          _ in reversed(lines)])
+    left.set_yticklabels([name if len(scores) == 1 else f"{title}, {name}"
+                          for title, name, _ in reversed(lines)])
     left.spines[["top", "right"]].set_visible(False)
     plot_parts(Result("gaps", parts[0].measure, parts=parts, reason=None), ax=right)
     return figure
@@ -389,8 +389,8 @@ def name_groups(rows,                    # rows of the schema
     column = column or f"name_{by}"
     marked = []
     for row in rows:
-        words, tags = (list(row["tokens"]),
-                       row.get("tags")) if "tokens" in row else (split_words(row["text"])[0], None)
+        words, tags = ((list(row["tokens"]), row.get("tags")) if "tokens" in row
+                       else (split_words(row["text"])[0], None))
         found = {m.term.groups[by] for m in find_terms(terms, words, tags) if m.term.groups.get(by)}
         marked.append(dict(row) | {column: found.pop() if len(found) == 1 else "mixed" if found else "none"})
     return marked
@@ -445,26 +445,26 @@ class Counterfactual(Check):
         for g, group in enumerate(groups[:1] if len(groups) == 2 else groups):
             others = np.delete(values, g, axis=1).mean(axis=1)
             interval = cluster_bootstrap(np.stack([values[:, g] - others, sizes], axis=1), _ratio, keys,
-                                         self.resamples,
-                                         self.confidence, self.seed, bounds=bounds)
+                                         self.resamples, self.confidence, self.seed, bounds=bounds)
             interval = Interval(interval.value, interval.low, interval.high, int(sizes.sum()),
                                 self.confidence, interval.method)
             p = paired_permutation(values[:, g], others, keys, seed=self.seed)[1]
             told = np.stack([np.sign(interval.value) * (values[:, g] - others), sizes], axis=1)
-            found.append((f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group, interval, p, told))
+            name = f"{groups[0]} against {groups[1]}" if len(groups) == 2 else group
+            found.append((name, interval, p, told))
         return found
 
 # %% ../nbs/12_fairness.ipynb #3f13bf11
 def _finish(check: Counterfactual, measure: str, gated: list, others: list, shown: list,
             lines: dict) -> Result:
-    "The whole result; the worst of the judged parts stands on top. Raises `CannotRun` where none can be judged."
+    "The whole result; the worst of the judged parts stands on top. `CannotRun` where none can be judged."
     if not gated:
         raise CannotRun("no answer holds a label that could be compared", "look at what the model answers")
     correct(gated + others)
     worst = max(gated, key=lambda part: part.value)
+    told = "the share of a label" if measure == "label" else measure
     result = Result(f"{measure}, {check.swap.name} swapped", f"largest gap ({worst.name})", worst.interval,
-                    worst.unit, parts=gated + others, rows=shown,
-                    figure=lambda: plot_gaps(lines, "the share of a label" if measure == "label" else measure))
+                    worst.unit, parts=gated + others, rows=shown, figure=lambda: plot_gaps(lines, told))
     result.per_row = worst.per_row
     return result
 
@@ -482,16 +482,15 @@ def _entity_result(check, predictor, rows, made, grouped):
         gold = read_spans(row["tags"])
         chosen = versions.touched if check.scope == "touched" else range(len(gold))
         chosen = [e for e in chosen if check.label in (None, gold[e][0])]
-        found = np.array([_found(versions.rows[g], answer, chosen) for g,
-                          answer in zip(check.swap.groups, answers)])
+        found = np.array([_found(versions.rows[g], answer, chosen)
+                          for g, answer in zip(check.swap.groups, answers)])
         if chosen:
             kept.append(row); values.append(found.sum(axis=1)); sizes.append(len(chosen))
             flips.append([(found.min(axis=0) != found.max(axis=0)).sum(), len(chosen)])
             if flips[-1][0] and len(shown) < 10:
-                shown.append({"id": row.get("id", ""),
-                              **{g: " ".join(versions.rows[g]["tokens"]) + f" [found {n} of {len(chosen)}]"
-                                                           for g, n in zip(check.swap.groups,
-                                                                           found.sum(axis=1))}})
+                texts = {g: " ".join(versions.rows[g]["tokens"]) + f" [found {n} of {len(chosen)}]"
+                         for g, n in zip(check.swap.groups, found.sum(axis=1))}
+                shown.append({"id": row.get("id", ""), **texts})
     if not kept:
         raise CannotRun("no swapped row has an entity to find", "choose another swap or scope")
     keys, values = cluster_keys(kept, check.cluster), np.array(values, dtype=float)
@@ -539,8 +538,8 @@ def _text_result(check, predictor, rows, made, grouped):
     flip = cluster_bootstrap(np.stack([flips, ones], axis=1), _ratio, keys, check.resamples, check.confidence,
                              check.seed)
     others.append(Result("flips", "share of texts whose label changes", flip, "texts"))
-    shown = [{"id": rows[i].get("id", ""), **{g: f"{made[i].rows[g]['text']} [{label}]" for g,
-                                              label in zip(check.swap.groups, labels[i])}}
+    shown = [{"id": rows[i].get("id", ""), **{g: f"{made[i].rows[g]['text']} [{label}]"
+                                              for g, label in zip(check.swap.groups, labels[i])}}
              for i in np.flatnonzero(flips)[:10]]
     return _finish(check, "label", parts, others, shown, lines)
 

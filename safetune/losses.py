@@ -65,7 +65,8 @@ def check_class_labels(
     counted = labels != ignore_index
     if labels.device.type == "cpu" and ((labels < 0) | (labels >= n_classes))[counted].any():
         wrong = labels[counted & ((labels < 0) | (labels >= n_classes))][0].item()
-        raise ValueError(f"label {wrong} is outside 0..{n_classes - 1}; ignored labels must be {ignore_index}")
+        raise ValueError(f"label {wrong} is outside 0..{n_classes - 1}; "
+                         f"ignored labels must be {ignore_index}")
     return counted
 
 # %% ../nbs/01_losses.ipynb #f2a2b19c
