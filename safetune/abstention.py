@@ -10,7 +10,7 @@ __all__ = ['SCORES', 'risk_coverage', 'aurc', 'plot_risk_coverage', 'risk_bound'
 # %% ../nbs/16b_abstention.ipynb #02509ab2
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from .checks import (CannotRun, Check, Gate, Result, cluster_bootstrap, correct,
                              plot_parts, ratio, row_sums)
 from .data import InputError
 from .fairness import cluster_keys, group_values
-from .metrics import Interval, entities
+from .metrics import entities
 
 # %% ../nbs/16b_abstention.ipynb #6f7c740d
 def _sorted(confidence, wrong) -> tuple:

@@ -29,7 +29,7 @@ from email.message import EmailMessage
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping
 
 from .data import InputError, read_toml
 from .drift import safe, seconds_of, show_time

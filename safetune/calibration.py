@@ -9,8 +9,7 @@ __all__ = ['UNITS', 'TINY', 'SCALINGS', 'Scored', 'label_names', 'names_for', 's
            'Calibrated', 'calibration_table']
 
 # %% ../nbs/16a_calibration.ipynb #17a5168e
-from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd

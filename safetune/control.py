@@ -8,10 +8,10 @@ __all__ = ['ACTIONS', 'Reason', 'Rule', 'apply_rules', 'fold', 'texts_of', 'Term
            'Toxic']
 
 # %% ../nbs/16_control.ipynb #2faca25c
-import inspect
+import re
 import unicodedata
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Sequence
 
@@ -237,8 +237,10 @@ class Pattern(Rule):
                  longest: int = 1_000_000,    # characters; a longer text closes
                  name: str = None):
         try:
-            self.pattern = regex.compile(getattr(pattern, "pattern", pattern),
-                                         getattr(pattern, "flags", 0) & 0xff)
+            flags = getattr(pattern, "flags", 0)
+            if isinstance(pattern, re.Pattern) and flags & re.ASCII:
+                flags |= regex.ASCII    # which has another number there
+            self.pattern = regex.compile(getattr(pattern, "pattern", pattern), flags & 0xff)
         except (regex.error, TypeError, ValueError) as error:
             raise InputError(f"the pattern is no regular expression ({str(error)[:100]})",
                              "mend it") from None

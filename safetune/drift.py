@@ -9,7 +9,6 @@ __all__ = ['STATES', 'NEW', 'LEAST', 'RECENT', 'CALM', 'CELLS', 'joined', 'event
            'unpack', 'setup', 'state', 'restore', 'table', 'evidence', 'Watched']
 
 # %% ../nbs/17a_drift.ipynb #159f4d05
-import base64
 import io
 import json
 import math
@@ -26,7 +25,7 @@ import pandas as pd
 
 from .data import InputError
 from .metrics import entities
-from .monitoring import STAKES, Alarm, Betting, Changes, mean_band, mmd_test
+from .monitoring import Alarm, Betting, Changes, mean_band, mmd_test
 
 # %% ../nbs/17a_drift.ipynb #6e8479f7
 def joined(row: dict,           # of the schema of 02_data: label or tags are the truth

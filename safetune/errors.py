@@ -8,8 +8,6 @@ __all__ = ['KINDS', 'HIDDEN', 'entity_errors', 'error_matrix', 'plot_errors', 'l
            'counterfactual_table']
 
 # %% ../nbs/14c_errors.ipynb #27584c68
-import dataclasses
-import html
 import itertools
 from collections import Counter
 from typing import Callable, Sequence
@@ -19,25 +17,11 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from safetune.attacks import (
-    Attack,
-    Beam,
-    Budget,
-    Case,
-    Greedy,
-    Importance,
-    Kit,
-    Misclassify,
-    Outcome,
-    SpanGoal,
-    attack_cases,
-    find_cases,
-    has_letters,
-    rows_of,
-)
+from .attacks import (Attack, Beam, Budget, Greedy, Importance, Kit, Misclassify, Outcome,
+                              attack_cases, find_cases, has_letters, rows_of)
 from .checks import CannotRun, Check, Gate, Result, benjamini_hochberg, cluster_difference
 from .data import InputError
-from .metrics import Interval, entities, entity_counts
+from .metrics import entities, entity_counts
 from .predict import Predictor, model_input
 from .tasks import token_batches
 

@@ -62,7 +62,9 @@ class Generator:
         self.model, self.tokenizer, self.constraints = model.eval(), tokenizer, list(constraints)
         self.prompt = prompt or (lambda row: row["text"])
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
-        self.options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | options
+        # GPT-2 and Llama have no token for padding; what it is does not matter, since it is masked
+        self.pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.options = {"do_sample": False, "pad_token_id": self.pad} | options
         self.task = None
 
     @torch.inference_mode()
@@ -73,7 +75,7 @@ class Generator:
         ids = [self.tokenizer(prompt)["input_ids"][-room if room else None:] or [self.tokenizer.eos_token_id]
                for prompt in prompts]
         width = max(map(len, ids))
-        batch = torch.tensor([[self.tokenizer.pad_token_id] * (width - len(one)) + one for one in ids])
+        batch = torch.tensor([[self.pad] * (width - len(one)) + one for one in ids])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
         processors = LogitsProcessorList([constraint.start(width) for constraint in self.constraints])
         out = self.model.generate(input_ids=batch.to(self.model.device),

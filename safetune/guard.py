@@ -11,12 +11,12 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from .abstention import Conformal, EntityCandidates, Selection, entity_types_of, span_probabilities
+from .abstention import Conformal, Selection, entity_types_of, span_probabilities
 from .calibration import Calibrated
 from .control import Reason, Rule, _side, apply_rules, without_entities
 from .data import InputError, split_words, well_formed

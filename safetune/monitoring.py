@@ -8,8 +8,7 @@ __all__ = ['STAKES', 'Alarm', 'growth', 'mean_band', 'Betting', 'Changes', 'gaus
 # %% ../nbs/17_monitoring.ipynb #0a4687a9
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats

@@ -23,7 +23,6 @@ from safetune.checks import (
     gate_p_value,
     ratio,
 )
-from .data import InputError
 from .explain import Explainer, Explanation, Target
 from .metrics import Interval, entities
 from .predict import Predictor
