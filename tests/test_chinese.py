@@ -14,6 +14,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from safetune.chinese import (Alignment, Dictionary, lost_spans, normalise_row, normalise_text, pieces_of, row_of,
                               spans_of, to_cluener)
 from safetune.chinese_sample import given_names, part_of, sample_chinese_ner, sample_chinese_text, surnames
+from safetune.checks import CannotRun
 from safetune.data import InputError, Report, encode_words, load_data, mentions_of, split_words
 from safetune.metrics import entities
 from safetune.personal import find_personal, is_cn_plate, is_cn_resident, is_cn_uscc, is_luhn
@@ -276,3 +277,21 @@ def test_the_dictionary_takes_the_longest_and_leaves_ordinary_words():
             row_of("在北京大学", [(1, 5, "ORG")])]
     known = Dictionary(rows)
     assert spans_of(row_of("文静在北京大学和北京", []), known.tag("文静在北京大学和北京")) == [(3, 7, "ORG"), (8, 10, "LOC")]
+
+
+def test_checks_read_the_language_off_the_rows():
+    "Swaps of names are those of the language of the rows, unless one is named."
+    from safetune.fairness import Counterfactual, fairness_checks, name_groups
+    rows = [dict(row) for row in sample_chinese_ner({"train": 5, "validation": 5, "test": 60}, seed=1)["test"]]
+    check = Counterfactual("names by gender")
+    swapped, made = check.versions(rows)
+    assert check.swap.language == "zh" and len(swapped) >= 20
+    assert any(version.rows["male"]["tokens"] != version.rows["female"]["tokens"] for version in made)
+    assert {c.swap.language for c in fairness_checks(rows, columns=())} == {"zh"}
+    assert {"female", "male"} <= {row["name_gender"] for row in name_groups(rows, "gender")}
+    english = [{"tokens": ["Mary", "Smith", "lives", "here"], "tags": ["B-PER", "I-PER", "O", "O"]}] * 3
+    check.versions(english)
+    assert check.swap.language == "en"
+    named = Counterfactual("names by gender", language="en")
+    with pytest.raises(CannotRun):
+        named.versions(rows)
