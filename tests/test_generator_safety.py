@@ -165,8 +165,8 @@ def test_audit_of_functions_that_write(monkeypatch):
     found = audit(writer, news, only=["safety"], progress=False,
                   scorers={"entailment": lambda premise, text: float(text in premise), "toxicity": lambda texts: [0] * len(texts)})
     checks = {check["id"]: check for check in found.record["checks"]}
-    assert set(checks) == {"safety/toxicity", "safety/consistency"}
-    assert [checks[id]["verdict"] for id in checks] == ["pass", "fail"]
+    assert set(checks) == {"safety/added-toxicity", "safety/consistency"}
+    assert [checks[id]["verdict"] for id in checks] == ["not enough evidence", "fail"]
     assert [part["name"] for part in checks["safety/consistency"]["result"]["parts"]] == ["outputs", "references", "sentences"]
     with pytest.raises(InputError, match="no scorer mood"):
         audit(writer, news, only=["safety"], scorers={"mood": len})
