@@ -45,11 +45,13 @@ def draw_masks(ids: Sequence,       # tokens of a text
     ids[at_random] = rng.integers(0, size, at_random.sum())
     return ids, labels
 
-# %% ../nbs/05e_adaptation.ipynb #c6838dea
+# %% ../nbs/05e_adaptation.ipynb #15c90164
 class MaskingCollator:
     "Pads texts and hides tokens: fresh masks in training, the same for the same text in inference."
-    def __init__(self, tokenizer, multiple_of: int = 1, whole_word: bool = False):
-        self.tokenizer, self.multiple_of, self.whole_word = tokenizer, multiple_of, whole_word
+    def __init__(self, tokenizer, multiple_of: int = 1, whole_word: bool = False,
+                 share: float = 0.15):    # of tokens, or of words, that are chosen
+        self.tokenizer, self.multiple_of = tokenizer, multiple_of
+        self.whole_word, self.share = whole_word, share
 
     def _masked(self, feature, fresh):
         "Input ids and labels of one feature."
@@ -57,7 +59,7 @@ class MaskingCollator:
             return np.array(feature["input_ids"]), np.full(len(feature["input_ids"]), IGNORE_INDEX)
         seed = fresh or zlib.crc32(np.array(feature["input_ids"], dtype="<i8").tobytes())
         return draw_masks(feature["input_ids"], feature["places"], np.random.default_rng(seed),
-                          self.tokenizer.mask_token_id, len(self.tokenizer), whole_word=self.whole_word)
+                          self.tokenizer.mask_token_id, len(self.tokenizer), self.share, self.whole_word)
 
     def __call__(self, features: list) -> dict:    # of tensors
         width = max(len(feature["input_ids"]) for feature in features)
@@ -151,13 +153,15 @@ class LanguageModelling(Task):
 
     def _words(self, feature, labels): return []
 
-# %% ../nbs/05e_adaptation.ipynb #7a469a6c
+# %% ../nbs/05e_adaptation.ipynb #1ea28459
 @register
 class MaskedLanguageModelling(LanguageModelling):
     "Hidden tokens, guessed from both sides."
     name = "masked-language-modelling"
     head = "AutoModelForMaskedLM"
     architecture = "ForMaskedLM"
+    options = ("share", "whole_word")
+    share = 0.15             # of tokens, or of words, that are chosen
     whole_word = False       # hide all pieces of a word together
 
     def prepare(self, tokenizer, model=None):
@@ -183,7 +187,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return features
 
     def collator(self, tokenizer, multiple_of=1):
-        return MaskingCollator(tokenizer, multiple_of, self.whole_word)
+        return MaskingCollator(tokenizer, multiple_of, self.whole_word, self.share)
 
     def forward(self, model, batch):
         labels = batch["labels"]
@@ -212,11 +216,11 @@ class MaskedLanguageModelling(LanguageModelling):
     def _words(self, feature, labels):
         "How many words have a hidden piece."
         if len(labels) < len(feature["places"]):      # labels without their places, of the baseline
-            labels = MaskingCollator(self.tokenizer, 1, self.whole_word)._masked(feature, 0)[1]
+            labels = self.collator(self.tokenizer)._masked(feature, 0)[1]
         places = np.asarray(feature["places"])
         return [len(set(places[labels[:len(places)] != IGNORE_INDEX].tolist()))]
 
-# %% ../nbs/05e_adaptation.ipynb #40490105
+# %% ../nbs/05e_adaptation.ipynb #86f7ec61
 @register
 class CausalLanguageModelling(LanguageModelling):
     "Each token, guessed from those before."
@@ -226,6 +230,7 @@ class CausalLanguageModelling(LanguageModelling):
     new_head = False
     pack = False             # several texts in one block, without attention across
     longest = 0              # width of a block, set by `encode`
+    options = ("pack",)
 
     def logits(self, outputs): return shifted_logits(outputs.logits)
 
