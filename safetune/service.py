@@ -291,7 +291,7 @@ def _theme(gradio):
     "A theme whose fonts are those of the reader's system."
     return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
-# %% ../nbs/09a_service.ipynb #6c54c74b
+# %% ../nbs/09a_service.ipynb #ea4326bd
 def shown(reply: Reply) -> tuple:    # of str: answer, who answers, what was read, why
     "A reply as the page shows it."
     who = ("a person takes over" + (", sentence written by the model" if reply.written else "")
@@ -329,5 +329,5 @@ def open_page(page, port: int = None,    # None: a free one
     gradio = _gradio()
     options = _known(page.launch, theme=_theme(gradio), footer_links=[], show_api=False)
     page.launch(server_name="127.0.0.1", server_port=port, share=False, quiet=True, inbrowser=False,
-                prevent_thread_lock=True, **options)
+                inline=False, prevent_thread_lock=True, **options)
     return page.local_url
