@@ -13,12 +13,11 @@ __all__ = ['GROUP_METRICS', 'WORD_METRICS', 'SKIPPED', 'confusion_counts', 'rati
 import csv
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from difflib import SequenceMatcher
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd

@@ -21,7 +21,8 @@ from typing import Any, Iterable, Iterator, NamedTuple
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from .data import InputError, replacing, write_atomic
+from .data import InputError, write_atomic
+
 
 # %% ../nbs/10a_findings.ipynb #48dbb77f
 SEVERITIES = ("high", "medium", "low")

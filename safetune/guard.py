@@ -18,7 +18,7 @@ import pandas as pd
 
 from .abstention import Conformal, Selection, entity_types_of, span_probabilities
 from .calibration import Calibrated
-from .control import Reason, Rule, _side, apply_rules, without_entities
+from .control import Reason, _side, apply_rules, without_entities
 from .data import InputError, split_words, well_formed
 from .detection import threshold as detection_threshold
 from .predict import check_item

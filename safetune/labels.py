@@ -14,10 +14,9 @@ __all__ = ['NEGATIONS', 'METHODS', 'STRENGTHS', 'PRUNINGS', 'RANKINGS', 'LEAST',
 
 # %% ../nbs/10c_labels.ipynb #e085db24
 import re
-import tempfile
 import warnings
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 import numpy as np

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from .data import IGNORE_INDEX, InputError
+from .data import InputError
 from .losses import cross_entropy
 from .metrics import bootstrap_interval
 from .tasks import Task, register, softmax

@@ -16,8 +16,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import torch
 
-from .data import (NO_RELATION, IGNORE_INDEX, InputError, Report, check_relation_row, needed,
-                           row_labels)
+from .data import NO_RELATION, IGNORE_INDEX, InputError, Report, check_relation_row
 from .metrics import Counts, bootstrap_counts, classification_scores, label_counts
 from .tasks import Task, register, softmax
 

@@ -23,7 +23,7 @@ from hashlib import blake2b
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from datasets import Dataset
 from .checks import CannotRun, Result, cluster_bootstrap, ratio, wilson
 from .data import (InputError, Report, check_text_row, check_token_row, entity_types, load_data,
                            map_columns, read_text, row_labels, split_name, text_key, to_iob2, well_formed)
-from .findings import Finding, Findings, text_of, word_offsets
+from .findings import Finding, Findings, text_of
 from .metrics import entities
 from .personal import PersonalData
 

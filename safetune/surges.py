@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from .data import InputError
