@@ -355,7 +355,8 @@ def write_findings(findings, out, show_personal=False):
 
 def write_cleaned(parts, findings, arguments, out):
     "Write the cleaned splits row by row, and the audit log."
-    from safetune.findings import Cleaner, replacing
+    from safetune.data import replacing
+    from safetune.findings import Cleaner
     cleaner = Cleaner(findings, _pairs(arguments.actions, "actions"), _pseudonyms())
     (out / "cleaned").mkdir(exist_ok=True)
     for split, part in parts.items():
