@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterable, Sequence
 import numpy as np
 import regex
 
-from .data import InputError
+from .data import InputError, map_texts
 from .metrics import entities
 from .robustness import Normaliser
 from .tasks import located
@@ -118,9 +118,12 @@ def fold(text: str,
 
 def texts_of(row: dict) -> list:    # of strings
     "Every text that a model may read of a row. Raises `InputError` where there is none."
-    found = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
-    words = row.get("tokens")
+    found, words = [], row.get("tokens")
     fine = words is None or isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+    try:
+        map_texts(row, found.append)
+    except (TypeError, KeyError, AttributeError):    # choices or messages of another form
+        fine = False
     if not fine or not all(isinstance(text, str) for text in found) or (words is None and not found):
         raise InputError("the row has no text that can be read", "give it a text, or words")
     return found if words is None else [*found, " ".join(words)]
@@ -471,11 +474,13 @@ class Personal(Rule):
     def _row(self, row):
         "A row without personal data; words keep their number. Raises `InputError` where no text can be read."
         texts_of(row)    # what cannot be searched must not pass
-        new, reasons = dict(row), []
-        for name in ("text", "text_pair"):
-            if row.get(name) is not None:
-                new[name], found = self.redact(row[name])
-                reasons += found
+        reasons = []
+
+        def clean(text):
+            text, found = self.redact(text)
+            reasons.extend(found)
+            return text
+        new = map_texts(row, clean)
         if row.get("tokens") is not None:
             new["tokens"], found = self._tokens(row)
             reasons += found

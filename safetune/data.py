@@ -11,8 +11,8 @@ __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'ROW_FORMS', 'LANGUAGE_MODELLING',
            'split_words', 'check_mentions', 'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row',
            'mentions_of', 'check_mention_row', 'check_choice_row', 'check_pair_row', 'check_dialogue_row',
            'check_plain_row', 'give_ids', 'to_schema', 'split_name', 'read_lines', 'read_file', 'load_data',
-           'example_encoder', 'entity_types', 'row_labels', 'full_text', 'describe', 'text_key', 'group_rows',
-           'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
+           'example_encoder', 'entity_types', 'row_labels', 'map_texts', 'full_text', 'describe', 'text_key',
+           'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
 
 # %% ../nbs/02_data.ipynb #8cc4949d
 import csv
@@ -1455,6 +1455,18 @@ def row_labels(row: dict,     # a row of the schema
     if "label" not in row:
         return []
     return list(row["label"]) if isinstance(row["label"], list) else [row["label"]]
+
+def map_texts(row: dict,     # a row of the schema
+              change,        # text -> text
+             ) -> dict:      # a new row
+    "The row, each text of it that a model reads changed; words (`tokens`) stay as they are."
+    new = {**row, **{name: change(row[name]) for name in ("text", "text_pair", "source", "question", "context")
+                     if row.get(name) is not None}}
+    if row.get("choices") is not None:
+        new["choices"] = [change(choice) for choice in row["choices"]]
+    if row.get("messages") is not None:
+        new["messages"] = [{**message, "content": change(message["content"])} for message in row["messages"]]
+    return new
 
 def full_text(row: dict,     # a row of the schema
             ) -> str:       # its parts, separated by lines

@@ -25,7 +25,7 @@ from scipy import special, stats
 
 from .checks import (CannotRun, Check, Gate, Result, _agreeing_ends, _score_ends, cluster_bootstrap,
                              gate_p_value, ratio, wilson)
-from .data import IGNORE_INDEX, InputError, replacing
+from .data import IGNORE_INDEX, InputError, map_texts, replacing
 from .metrics import Interval, entities
 from .predict import ANSWERS, Predictor, model_input
 from .tasks import token_batches
@@ -788,12 +788,16 @@ class RedactingPredictor:
             "tokens": list(item)}
         if "tokens" in row:
             words, masked = self._clean_words(list(row["tokens"]))
-            return {"tokens": words}, lambda found: None if set(range(*found["words"])) <= masked else found
-        clean, pieces = {}, None
-        for name in ("text", "text_pair"):
-            if row.get(name) is not None:
-                clean[name], found = replace_matches(row[name], self.find(row[name]), self.placeholder)
-                pieces = found if name == "text" else pieces
+            kept = {name: value for name, value in row.items() if name not in ("text", "offsets")}
+            return ({**kept, "tokens": words},
+                    lambda found: None if set(range(*found["words"])) <= masked else found)
+        moved = {}    # original text -> where its pieces are now
+
+        def change(text):
+            clean, moved[text] = replace_matches(text, self.find(text), self.placeholder)
+            return clean
+        clean = map_texts(row, change)
+        pieces = moved.get(row.get("text") or row.get("context"))    # what places in an answer refer to
         return clean, lambda entity: _move(entity, pieces)
 
     def _clean_words(self, words):
@@ -815,6 +819,8 @@ class RedactingPredictor:
 
     def _finish(self, answer, back):
         "Entities in the original text, none in placeholders only, and no text of types that are hidden."
+        if "start" in answer and "entities" not in answer:
+            return back(answer) or {**answer, "start": None, "end": None}    # an answer in a placeholder is nowhere
         if "entities" not in answer:
             return answer
         tokens, tags, kept = list(answer["tokens"]), list(answer["tags"]), []

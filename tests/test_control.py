@@ -178,3 +178,17 @@ def test_terms_from_a_file(tmp_path):
 def test_reasons_hold_no_text_of_the_input():
     _, reasons = apply_rules([Personal(find=no_mail)], {"text": "I am ada@example.org"})
     assert "ada" not in str(reasons) and isinstance(reasons[0], Reason) and math.isfinite(reasons[0].start)
+
+
+@pytest.mark.parametrize("row", [{"question": "Who?", "context": "secret a@b.c"}, {"source": "secret a@b.c"},
+                                 {"messages": [{"role": "user", "content": "secret a@b.c"}]},
+                                 {"question": "Which?", "choices": ["x", "secret a@b.c"]}])
+def test_rules_read_the_rows_of_every_task(row):
+    assert apply_rules([Deny(["secret"])], row)[0] is None
+    cleaned, reasons = apply_rules([Personal(find=no_mail)], row)
+    assert set(cleaned) == set(row) and "a@b.c" not in str(cleaned) and len(reasons) == 1
+
+
+@pytest.mark.parametrize("row", [{"messages": [{"role": "user"}]}, {"messages": 3}, {"choices": [3]}, {"source": 3}, {}])
+def test_a_row_that_cannot_be_read_is_closed(row):
+    assert apply_rules([Deny(["secret"])], row)[0] is None

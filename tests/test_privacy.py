@@ -275,6 +275,34 @@ def test_the_model_neither_sees_nor_repeats_personal_data():
     assert words[3] == "a@b.org", "the input is left as it was"
 
 
+@pytest.mark.parametrize("row, answer", [
+    ({"question": "Who has a@b.org?", "context": "Ada has a@b.org here."}, {"text": "Ada", "start": 0, "end": 3}),
+    ({"source": "Mail a@b.org"}, {"text": "Schreib"}),
+    ({"messages": [{"role": "user", "content": "I am a@b.org"}]}, {"text": "Hello"}),
+    ({"question": "Whose?", "choices": ["a@b.org", "555-0143"]}, {"label": 0}),
+    ({"tokens": ["Ada", "has", "a@b.org"], "head": [0, 1], "tail": [2, 3]}, {"label": "has"})])
+def test_rows_of_every_task_are_redacted(row, answer):
+    seen = []
+
+    def answering(rows):
+        seen.extend(rows)
+        return [dict(answer)] * len(rows)
+    told = RedactingPredictor(Predictor(answering), find, lambda kind: f"[{kind.upper()}]")(row)
+    assert {name: told[name] for name in answer} == answer
+    assert set(seen[0]) == set(row) and "a@b.org" not in str(seen) and "555" not in str(seen)
+
+
+def test_an_answer_stands_at_its_place_in_the_original_context():
+    context = "Ask a@b.org, that is Ada."
+
+    def answering(rows):
+        at = rows[0]["context"].index("Ada")
+        return [{"text": "Ada", "start": at, "end": at + 3}]
+    told = RedactingPredictor(Predictor(answering), find, lambda kind: f"[{kind.upper()}]")(
+        {"question": "Who?", "context": context})
+    assert context[told["start"]:told["end"]] == "Ada"
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     "A tiny encoder with random weights."
