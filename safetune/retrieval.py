@@ -125,9 +125,9 @@ def _encoder_of(model, tokenizer) -> tuple:    # (encoder, tokenizer)
             raise InputError(f"no encoder can be loaded ({str(error).strip().splitlines()[0][:200]})",
                              "check the folder or the Hub name, and the network", str(model)) from None
         return _encoder_of(loaded, tokenizer)
-    if not hasattr(model, "config"):    # a Predictor or a Tuner
+    if not isinstance(model, torch.nn.Module):    # a Predictor or a Tuner
         tokenizer, model = tokenizer or getattr(model, "tokenizer", None), getattr(model, "model", None)
-        if not hasattr(model, "config"):
+        if not isinstance(model, torch.nn.Module):
             raise InputError("there is no encoder in what was given",
                              "give a folder, a Hub name, a transformers model, or a fitted Tuner")
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
