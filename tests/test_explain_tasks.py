@@ -72,7 +72,7 @@ def taught(request, tmp_path_factory):
 def cue_of(row):
     "The planted word of a row."
     words = row["tokens"] if "tokens" in row else row.get("context", "zirp").split()
-    return next(word for word in words if word in (*CUES, "zirp", "surely", "often"))
+    return next(word for word in words if word in (*CUES, "zirp", "surely"))
 
 
 @pytest.mark.parametrize("method, options", [("integrated gradients", {"steps": 64}), ("occlusion", {}), ("shap", {"samples": 4})])
@@ -93,7 +93,7 @@ def test_integrated_gradients_are_complete(taught):
     explainer, rows = taught
     for scale in ("log-probability", "logit"):
         own = Explainer(explainer.predictor, scale=scale)
-        cued = [row for row in rows if cue_of(row) not in ("often", "visited")][:2]
+        cued = [row for row in rows if "surely" in row.get("context", "surely") and "visited" not in row.get("tokens", ())][:2]
         found = own.explain(cued, "integrated gradients", steps=400)
         assert any(abs(e.value - e.base) > 0.3 for e in found)    # there is something to explain
         for e in found:
