@@ -24,15 +24,16 @@ from .tasks import (Task, load_model, load_tokenizer, max_input_length, read_con
 # %% ../nbs/07_predict.ipynb #57649d26
 def complete(row: dict,      # what was asked
              answer,         # a prediction dict, a list of tags, a label, or {label: probability}
+             labels=(),      # of the task, in its order
             ) -> dict:       # a prediction
     """A full prediction from the short forms that a plain function may give.
     Raises `InputError` for anything else."""
     if isinstance(answer, dict) and not {"label", "tags", "text"}.isdisjoint(answer):
         prediction = dict(answer)
     elif isinstance(answer, dict) and answer and all(isinstance(p, (int, float)) for p in answer.values()):
-        label = max(answer, key=answer.get)
+        label, names = max(answer, key=answer.get), labels if set(labels) == set(answer) else answer
         prediction = {"label": label, "score": float(answer[label]),
-                      "probabilities": np.array(list(answer.values()), dtype=np.float32)}
+                      "probabilities": np.array([answer[name] for name in names], dtype=np.float32)}
     elif isinstance(answer, (list, tuple)) and "tokens" in row:
         prediction = {"tags": list(answer)}
     elif isinstance(answer, str) and not {"question", "source", "messages"}.isdisjoint(row) and "choices" not in row:
@@ -135,7 +136,7 @@ class Predictor:
             if len(answers) != len(rows):
                 raise InputError(f"the function gave {len(answers)} answers for {len(rows)} rows",
                                  "return one answer a row")
-            return [complete(row, answer) for row, answer in zip(rows, answers)]
+            return [complete(row, answer, self.task.labels) for row, answer in zip(rows, answers)]
         features = self.task.encode(rows, self.tokenizer, self.max_length, self.stride)
         outputs = run_model(self.model, self.task, features, self.tokenizer, self.batch_tokens, progress)
         return self.task.decode(rows, features, outputs)

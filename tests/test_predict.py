@@ -1,5 +1,4 @@
 """A million lines through a predictor, and answers that do not depend on company."""
-import resource
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from safetune.data import split_words
 from safetune.predict import Predictor
 from safetune.sample import sample_ner
+from safetune.tasks import SequenceClassification
 from safetune.tuning import Tuner, new_encoder
 
 STREAM = """
@@ -66,3 +66,9 @@ def test_hostile_lines(tagger):
     for text in ("", " ", "\u200b", "\x00\x01", "a" * 100_000, "\ud83d\ude00" * 50, "[SEP] [CLS] [PAD]", "\u202eabc", "x " * 5000):
         prediction = tagger(text)
         assert len(prediction["tags"]) == len(prediction["tokens"])
+
+
+def test_probabilities_of_a_function_stand_in_the_order_of_the_labels():
+    predictor = Predictor(lambda rows: [{"good": 0.9, "bad": 0.1}] * len(rows), task=SequenceClassification(["bad", "good"]))
+    answer = predictor({"text": "Lovely"})
+    assert answer["label"] == "good" and answer["probabilities"].tolist() == pytest.approx([0.1, 0.9])
