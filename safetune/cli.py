@@ -464,6 +464,9 @@ def add_audit(commands):
     parser.add_argument("--seed", type=int, default=0, metavar="N",
                         help="seed of everything that is drawn (0)")
     parser.add_argument("--no-resume", action="store_true", help="run all checks, also those finished before")
+    parser.add_argument("--scorers", nargs="+", default=[], metavar="WHAT=MODEL",
+                        help="what judges texts that are written: toxicity, refusal or entailment by a classifier "
+                             "(folder or Hub name) or a .tsv of words")
     parser.add_argument("--compare", metavar="DIR", help="an audit before: exit code 1 if a check got worse")
     parser.add_argument("--sign", metavar="KEY", help="sign with this Ed25519 key (PEM file)")
     parser.set_defaults(run=audit)
@@ -487,7 +490,8 @@ def audit(arguments) -> int:
     only = [name for part in arguments.only for name in part.split(",")]
     found = auditing.audit(arguments.model, data, only=only or None, thorough=arguments.thorough, gates=gates,
                            seed=arguments.seed, out=out, resume=not arguments.no_resume, name=arguments.name,
-                           progress=not arguments.quiet, split=arguments.split, source=arguments.data)
+                           progress=not arguments.quiet, split=arguments.split, source=arguments.data,
+                           scorers=_pairs(arguments.scorers, "scorers"))
     step = auditing.compare(arguments.compare, found, gates) if before else None
     if step:
         step.save(out)

@@ -162,3 +162,5 @@ def test_audit_and_verify(trained, capsys):
     code, told, _ = call("verify", out)
     assert code == 1 and "changed: index.html" in told
     assert call("verify", trained / "data")[0] == 2
+    code, _, err = call(*wanted, trained / "third", "--scorers", "beauty=lexicon")
+    assert code == 2 and "there is no scorer beauty; use toxicity" in err and len(err.strip().splitlines()) == 1
