@@ -640,6 +640,8 @@ def main(argv: list = None) -> int:
         return int(stop.code or 0)
     from safetune.data import InputError
     set_up_logging(arguments.quiet)
+    if "matplotlib" not in sys.modules:    # pictures go to files, whatever a notebook around it has set
+        os.environ["MPLBACKEND"] = "agg"
     try:
         return arguments.run(arguments)
     except InputError as error:
