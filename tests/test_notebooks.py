@@ -186,6 +186,15 @@ def test_tutorials_have_what_a_reader_expects(notebook):
 
 
 @each_notebook
+def test_prose_stands_before_code(notebook):
+    every = cells(notebook)
+    bare = [cell["source"] for cell, following in zip(every, every[1:])
+            if cell["cell_type"] == "markdown" and re.fullmatch(r"#+ .*", cell["source"].strip())
+            and following["cell_type"] == "code" and following["directives"] != ["hide"]]
+    assert not bare, f"headings with code below them and not a word between: {bare}"
+
+
+@each_notebook
 def test_no_cell_is_longer_than_a_screen(notebook):
     long = []
     for cell in code_cells(notebook):
