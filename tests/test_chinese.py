@@ -53,6 +53,8 @@ def test_spans_of_any_text_come_back(text, data):
     assert spans_of(row) == spans
     assert all(text[a:b] == token for token, (a, b) in zip(row["tokens"], row["offsets"]))
     assert len(entities(row["tags"])) == len(spans)
+    if not row["tokens"]:    # nothing but space
+        return
     again = load_data([json.loads(json.dumps(to_cluener(row)))] + [{"text": "王", "label": {"X": {"王": [[0, 0]]}}}])["train"][0]
     assert spans_of(again) == spans
 
