@@ -24,7 +24,7 @@ LISTED = [
     "do", "not", "don't", "ca", "n't", "I", "'m", "I'm", "colour", "center", "their", "to", "you",
     "please", "going", "New", "York", "London", "Street", "Doctor", "United", "States", "21",
     "1,250", "3rd", "007", "2.5", "!", ",", ".", "…", "U.S.", "https://a.b/c", "@ann", "#tag",
-    "İstanbul", "Straße", "北京", "a", "Москва", "cafe\u0301", "\u200b", "ﬁ", "ǅ"
+    "İstanbul", "Straße", "北京", "在", "大", "，", "２", "a", "Москва", "cafe\u0301", "\u200b", "ﬁ", "ǅ"
 ]
 WORDS = st.one_of(st.sampled_from(LISTED), st.text(alphabet=string.ascii_letters, min_size=1, max_size=9),
                   st.text(st.characters(exclude_categories=("Cs", "Zs", "Cc", "Zl", "Zp")),
@@ -172,7 +172,7 @@ def test_every_list_states_source_and_licence_and_has_two_columns():
     from safetune.robustness import RESOURCES
     for file in sorted(RESOURCES.iterdir(), key=str):
         text = file.read_text(encoding="utf-8")
-        assert "Source:" in text and "Licence: Apache-2.0" in text
+        assert "Source:" in text and ("Licence: Apache-2.0" in text or "Licence: MIT" in text)
         rows = read_table(file.name)
         assert all(len(row) >= 2 and all(part == part.strip() for part in row[:2]) for row in rows), file.name
         assert len({row[:2] for row in rows}) == len(rows), f"{file.name} has a line twice"
@@ -315,3 +315,21 @@ def test_the_defence_is_a_predictor():
     assert defended({"tokens": ["P\u0430ris", "x"]})["tags"] == ["B-LOC", "O"]
     answers = defended.stream([{"tokens": ["Pa\u200bris"]}, {"tokens": ["b"]}])
     assert [answer["tags"] for answer in answers] == [["B-LOC"], ["O"]]
+
+
+def test_chinese_noise_is_asked_only_where_there_is_chinese():
+    def names(row): return {name for name, _ in NoiseRobustness(progress=False).versions([row])}
+    only = {noise.name for noise in NOISES.values() if noise.chinese}
+    assert only == {"homophones", "shapes", "traditional", "width"}
+    assert not only & names({"tokens": ["Ann", "left"], "tags": ["B-PER", "O"]})
+    assert only <= names({"tokens": list("张伟走了"), "tags": ["B-PER", "I-PER", "O", "O"]})
+    assert only <= names({"text": "好", "label": "x"})
+    assert set(NoiseRobustness(["shapes"]).versions([{"text": "plain", "label": "x"}])) == {("shapes", 0.1)}
+
+
+def test_tables_of_characters_hold_pairs_of_single_different_characters():
+    for noise in NOISES.values():
+        if noise.chinese and noise.name != "width":
+            assert len(noise.table) > 2000
+            for old, options in noise.table.items():
+                assert len(old) == 1 and options and old not in options and set(map(len, options)) == {1}
