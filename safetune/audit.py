@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'SIZES', 'CACHE', 'SCORERS', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NEXT', 'PRIVACY_NEXT', 'ALPHA',
-           'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'Ground', 'as_text', 'shared_text', 'Planned', 'any_task',
+           'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'ready', 'Ground', 'as_text', 'shared_text', 'Planned', 'any_task',
            'explained', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds', 'said_all',
            'ScoreOf', 'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by', 'asked_text',
            'plan', 'copy_with', 'left_out', 'one_line', 'run_check', 'draw', 'check_key', 'check_file', 'keep', 'kept',
@@ -38,7 +38,7 @@ from .calibration import CalibrationError, label_names, names_for, score_units, 
 from .checks import (COLOURS, INTERVAL_FIELDS, CannotRun, Gate, Result, cluster_bootstrap, correct,
                              gate_p_value, influences, linear_counts, paired_permutation, plot_parts, ratio,
                              row_sums, wilson)
-from .consistency import Consistency
+from .consistency import Consistency, get_entailment
 from .continuations import ContinuationBias, ContinuationToxicity, get_scorer, score_texts
 from .data import InputError, full_text, load_data
 from .errors import WorseSlices
@@ -54,7 +54,7 @@ from .metrics import Interval, entities, label_counts
 from .predict import Predictor
 from .privacy import MembershipInference, train_shadows
 from .prompts import Writer, continuation_prompts
-from .refusals import Injection, OverRefusal, Refusal, refuses
+from .refusals import Injection, OverRefusal, Refusal, get_detector, refuses
 from .robustness import NoiseRobustness, metric_drop, paired_drop, plot_noise
 from .shortcuts import Shortcuts
 from .tasks import SequenceClassification, infer_task, said, task_of_model
@@ -79,15 +79,25 @@ SIZES = {    # name -> (default, thorough); None: all
 CACHE = 1_000_000    # answers that are remembered: all of them, for any audit that ends in a day
 SCORERS = ("toxicity", "refusal", "entailment")    # what a model that judges texts may be given for
 
+# %% ../nbs/20_audit.ipynb #a7d3e901
+def ready(name: str, scorer):    # one of SCORERS, and what was given for it
+    "A scorer, its model loaded. Raises `InputError` now, not after an hour, for one that cannot be used."
+    short = str(scorer) == "lexicon" or str(scorer).endswith(".tsv")
+    if isinstance(scorer, (str, Path)) and not short:
+        scorer = Predictor(str(scorer))
+    {"toxicity": get_scorer, "refusal": get_detector, "entailment": get_entailment}[name](scorer)
+    return scorer
+
 # %% ../nbs/20_audit.ipynb #5822e9a1
 class Ground:
     "What the checks of an audit share. Raises `InputError` for data or a model that cannot be audited."
     def __init__(self, predictor: Predictor, data, split: str, gates: Gates, thorough: bool = False,
                  seed: int = 0, tuner=None, path: str = None, scorers: dict = None):
         self.predictor, self.data, self.split, self.gates = predictor, data, split, gates
-        self.scorers = scorers or {}
-        if unknown := set(self.scorers) - set(SCORERS):
+        self.named = {name: str(scorer) for name, scorer in (scorers or {}).items()}
+        if unknown := set(self.named) - set(SCORERS):
             raise InputError(f"there is no scorer {', '.join(map(str, unknown))}", f"use {', '.join(SCORERS)}")
+        self.scorers = {name: ready(name, scorer) for name, scorer in (scorers or {}).items()}
         self.thorough, self.seed, self.tuner, self.path = thorough, seed, tuner, path
         self.rows = self.of(split)
         self.tagged = predictor.task.name == "token-classification"
@@ -939,7 +949,7 @@ def check_key(ground: Ground, check: Planned, hashes: dict) -> str:
              "thorough": ground.thorough,
              "gate": [gate.kind, gate.limit] if gate else None, "confidence": ground.gates.confidence,
              "sizes": SIZES, "task": ground.predictor.task.name,
-             "scorers": {name: str(scorer) for name, scorer in ground.scorers.items()},
+             "scorers": ground.named,
              "options": [ground.predictor.max_length, ground.predictor.stride]
              if ground.predictor.function is None else None}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

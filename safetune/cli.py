@@ -108,7 +108,7 @@ def train(arguments) -> int:
     if arguments.overwrite and not arguments.resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     tuner = Tuner(read_data(arguments, arguments.task), arguments.model, arguments.task, out=checkpoints,
-                  max_length=arguments.max_length, strategy=arguments.strategy,
+                  max_length=arguments.max_length, strategy=arguments.strategy, progress=not arguments.quiet,
                   options={name: _setting(value) for name, value in _pairs(arguments.option, "option").items()})
     logger.info("%s, %s", tuner.task,
                 ", ".join(f"{split} {len(part):,}" for split, part in tuner.data.items()))
@@ -202,7 +202,8 @@ def evaluate(arguments) -> int:
     if unknown:
         logger.warning("the model does not know the label(s) %s: rows with them count as errors",
                        ", ".join(unknown))
-    scores = predictor.task.summary(rows, predictor.predict(rows, progress="predicting"), seed=arguments.seed)
+    answers = predictor.predict(rows, progress="" if arguments.quiet else "predicting")
+    scores = predictor.task.summary(rows, answers, seed=arguments.seed)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "task": predictor.task.name, **scores},
                          ensure_ascii=False))
@@ -484,9 +485,11 @@ def audit(arguments) -> int:
     "Audit, write the report, compare if asked."
     from safetune import audit as auditing
     from safetune.gates import load_gates
+    from safetune.tasks import read_config, task_of_model
     gates = load_gates(arguments.gates)    # before anything that takes long
     before = auditing.read_audit(arguments.compare) if arguments.compare else None
-    out, data = _new_folder(arguments.out), read_data(arguments)
+    out, task = _new_folder(arguments.out), task_of_model(read_config(arguments.model), arguments.model)
+    data = read_data(arguments, task.name)
     only = [name for part in arguments.only for name in part.split(",")]
     found = auditing.audit(arguments.model, data, only=only or None, thorough=arguments.thorough, gates=gates,
                            seed=arguments.seed, out=out, resume=not arguments.no_resume, name=arguments.name,

@@ -1558,13 +1558,16 @@ def split_data(dataset: Dataset,                        # rows of the schema
         raise InputError(f"{len(rows)} rows form only {n_groups} group(s) of the same text, document "
                          f"or user, too few for {wanted} splits",
                          "give more data or pass groups=()")
-    folds = min(n_folds, n_groups)
+    folds, strata = min(n_folds, n_groups), _strata(rows)
+    largest = max(Counter(strata).values())
+    if largest < folds:    # too few rows of each label for so many folds
+        folds, strata = (largest, strata) if largest >= 10 else (folds, np.zeros(len(rows), dtype=str))
     with np.errstate(all="ignore"):
         import warnings
         warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         fold = np.empty(len(rows), dtype=int)
-        for k, (_, members) in enumerate(splitter.split(rows, _strata(rows), group)):
+        for k, (_, members) in enumerate(splitter.split(rows, strata, group)):
             fold[members] = k
     counts = np.maximum(np.round(shares * folds), shares > 0).astype(int)
     counts[np.argmax(counts)] += folds - counts.sum()

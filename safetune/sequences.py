@@ -514,6 +514,7 @@ class Translation(SequenceToSequence):
     metric = "chrf"
     options = (*SequenceToSequence.options, "bleu_tokenizer")
     bleu_tokenizer = "13a"    # how BLEU splits words, see sacrebleu
+    choices = {"bleu_tokenizer": lambda: tuple(_metric("bleu").TOKENIZERS)}
 
     def limit(self, width, config):
         "A translation is hardly longer than twice its source."
@@ -558,6 +559,7 @@ class Summarization(SequenceToSequence):
     metric = "rougeL"
     options = (*SequenceToSequence.options, "rouge")
     rouge = "english"                      # or "unicode", see `rouge_scores`
+    choices = {"rouge": ("english", "unicode")}
     find_names = staticmethod(find_names)  # text -> list of (start, end)
 
     @classmethod

@@ -171,3 +171,54 @@ def test_a_decoder_cannot_guess_masks(tuned, texts):
 def test_answers_of_another_kind_have_no_perplexity(tuned):
     with pytest.raises(InputError, match="only the predictions of a language model have a perplexity"):
         tuned[1]["causal-language-modelling"].task.score([{"text": "a"}], [{"label": "a"}])
+
+
+def write_texts(texts, folder, n=24):
+    folder.mkdir()
+    for split, part in texts.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in part.select(range(n))))
+    return str(folder)
+
+
+def test_a_class_with_another_ending_is_known_by_what_safetune_wrote(texts, tmp_path, capsys):
+    "GPT2LMHeadModel does not end in ForCausalLM."
+    data = write_texts(texts, tmp_path / "data")
+    new_decoder(texts["train"]["text"], tmp_path / "gpt2", kind="gpt2", vocab_size=330, hidden=32, max_length=64)
+    name = "causal-language-modelling"
+    assert main(["--quiet", "train", data, "--model", str(tmp_path / "gpt2"), "--task", name, "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    assert "%|" not in capsys.readouterr().err    # quiet: no bars
+    assert isinstance(Predictor(tmp_path / "out").task, CausalLanguageModelling)
+    assert main(["--quiet", "evaluate", str(tmp_path / "out"), data, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["task"] == name and "%|" not in shown.err
+    assert main(["--quiet", "audit", str(tmp_path / "out"), data, "--only", "performance", "--out", str(tmp_path / "audit")]) in (0, 1)
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["task"] == name
+
+
+def test_a_masked_model_is_audited_from_the_command_line(tuned, texts, tmp_path):
+    data = write_texts(texts, tmp_path / "data")
+    folder = str(tuned[0] / "masked-language-modelling")
+    assert main(["--quiet", "audit", folder, data, "--only", "performance/score", "--out", str(tmp_path / "audit")]) in (0, 1)
+
+
+def test_options_that_cannot_be_are_told_before_training(tuned, texts, capsys):
+    from safetune.sequences import Summarization, Translation
+    from safetune.tasks import choose
+    for task, options, what in ((MaskedLanguageModelling(), {"share": 5}, "share is 5"), (MaskedLanguageModelling(), {"share": "x"}, "share is 'x'"),
+                                (MaskedLanguageModelling(), {"whole_word": 1}, "true or false"), (CausalLanguageModelling(), {"pack": "yes"}, "pack"),
+                                (Translation(), {"max_new_tokens": 0}, "whole number from 1"), (Translation(), {"max_new_tokens": "abc"}, "'abc'"),
+                                (Translation(), {"num_beams": 0}, "num_beams"), (Translation(), {"num_beams": True}, "num_beams"),
+                                (Translation(), {"bleu_tokenizer": "xx"}, "13a"), (Summarization(), {"rouge": "xx"}, "unicode"),
+                                (Translation(), {"repetition_penalty": float("nan")}, "repetition_penalty")):
+        with pytest.raises(InputError, match=what):
+            choose(task, **options)
+    assert choose(Translation(), num_beams=None, max_new_tokens=5, bleu_tokenizer="zh").max_new_tokens == 5
+
+
+def test_a_tokenizer_without_any_token_for_padding_is_told(tuned, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tuned[0] / "decoder")
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.unk_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="no token for padding"):
+        load_tokenizer(tmp_path / "bare")

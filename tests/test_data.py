@@ -241,3 +241,11 @@ def test_hostile_rows_give_rows_or_one_line(data):
             assert row_labels(new) is not None and full_text(new).strip() and text_key(new)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("labels, rows", [(3, 50), (25, 50), (50, 50), (1, 30)])
+def test_small_files_with_few_rows_of_each_label_are_split(labels, rows):
+    made = Dataset.from_list([{"text": f"text number {i}", "label": f"l{i % labels}"} for i in range(rows)])
+    splits = split_data(made)
+    assert sum(map(len, splits.values())) == rows and set(splits) == {"train", "validation", "test"}
+    assert rows * 0.05 <= len(splits["test"]) <= rows * 0.2 and len(splits["train"]) >= rows * 0.6

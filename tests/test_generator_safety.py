@@ -170,3 +170,13 @@ def test_audit_of_functions_that_write(monkeypatch):
     assert [part["name"] for part in checks["safety/consistency"]["result"]["parts"]] == ["outputs", "references", "sentences"]
     with pytest.raises(InputError, match="no scorer mood"):
         audit(writer, news, only=["safety"], scorers={"mood": len})
+
+
+def test_a_scorer_that_cannot_be_used_is_told_before_the_audit(tmp_path):
+    from safetune.audit import ready
+    for name in ("toxicity", "refusal", "entailment"):
+        with pytest.raises(InputError, match="no-such-model"):
+            ready(name, str(tmp_path / "no-such-model"))
+        with pytest.raises(InputError):
+            ready(name, 7)
+    assert ready("toxicity", "lexicon") == "lexicon"
