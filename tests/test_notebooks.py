@@ -330,3 +330,68 @@ def test_sources_keep_to_the_oldest_python():
     major, minor = map(int, config["DEFAULT"]["min_python"].split("."))
     for path in [*MODULES, *(ROOT / "tests").glob("*.py"), *(ROOT / ".ci").glob("*.py"), ROOT / "setup.py"]:
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(major, minor))
+
+
+PAGES = [*NOTEBOOKS, ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:a|img)\b[^>]*?\b(?:href|src)=["']([^"']+)""")
+
+
+def prose(page: Path) -> str:
+    "The Markdown of a notebook or of a Markdown file, without code and formulas."
+    text = page.read_text(encoding="utf-8") if page.suffix == ".md" else "\n\n".join(
+        cell["source"] for cell in cells(page) if cell["cell_type"] == "markdown")
+    text = re.sub(r"^(```|~~~).*?^\1\s*?$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:    # what stands behind # in a link
+    """Anchors that exist both on GitHub and in the pages that Quarto makes: those of headings, where the two agree,
+    and those that were set by hand. Pandoc drops all before the first letter, GitHub does not."""
+    found = set(re.findall(r"""<\w+[^>]*\s(?:id|name)=["']([^"']+)""", text))
+    counts = {}
+    for heading in re.findall(r"^#{1,6} +(.+?)\s*#*\s*$", text, flags=re.MULTILINE):
+        heading, by_hand = re.fullmatch(r"(.*?)(?:\s*\{#([\w.-]+)[^}]*\})?", heading).groups()
+        heading = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).lower()
+        github = re.sub(r"[^\w\- ]", "", heading).replace(" ", "-")
+        pandoc = re.sub(r"\s+", "-", re.sub(r"^[^a-z\u0080-\uffff]+", "", re.sub(r"[^\w\-. ]", "", heading)))
+        again = counts[github] = counts.get(github, -1) + 1
+        if github == pandoc:
+            found.add(f"{github}-{again}" if again else github)
+        if by_hand in (github, pandoc):    # GitHub knows no other
+            found.add(github)
+    return found
+
+
+def broken_links(page: Path) -> list[str]:
+    "Relative links of a page that lead nowhere, on GitHub or in the documentation."
+    broken, text = [], prose(page)
+    for target in {one or other for one, other in LINK.findall(re.sub(r"(`+)[^`]+\1", "", text))}:
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z][a-z0-9+.-]*:|//", target):
+            continue
+        goal = (page.parent / path).resolve() if path else page
+        if not goal.exists() or not goal.is_relative_to(ROOT):
+            broken.append(f"{target}: no such file")
+        elif anchor and (goal.suffix not in (".md", ".ipynb") or anchor not in anchors(prose(goal))):
+            broken.append(f"{target}: no such heading")
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert not broken_links(page)
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path, monkeypatch):
+    "The test above is worth something only if it sees what is wrong."
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    (tmp_path / "other.md").write_text("# Markers or [CLS]\n\n## `code` and *more*\n\n## 5 Numbers\n\n## Twice\n\n## Twice\n"
+                                       "\n```\n# no heading\n```\n<a id='by-hand'></a>\n")
+    good = ["other.md", "other.md#markers-or-cls", "other.md#code-and-more", "other.md#twice-1", "other.md#by-hand", "#here",
+            "https://example.com/none.html"]
+    page.write_text("# Here\n" + "\n".join(f"[x]({link})" for link in good) + "\n`[x](in code)`\n```\n[x](in code)\n```\n")
+    assert not broken_links(page)
+    bad = ["other.html", "other.md#markers-or-[CLS]", "other.md#5-numbers", "other.md#no-heading", "#there", "../page.md"]
+    page.write_text("# Here\n" + "\n".join(f"[x]({link})" for link in bad) + "\n<img src='none.png'>\n")
+    assert len(broken_links(page)) == len(bad) + 1
