@@ -95,7 +95,7 @@ def service_messages(variants: int = 4,        # messages made of each sentence
 # %% ../nbs/09a_service.ipynb #23ec0e52
 class Found(NamedTuple):
     "The best stored answer for each query."
-    answers: list           # names; "" where nothing was found
+    answers: list           # names; "" where nothing scores above 0
     near: np.ndarray        # its score
     margin: np.ndarray      # how much lower the second best scores
 
@@ -128,7 +128,7 @@ class AnswerSearch:
         for i, (values, texts) in enumerate(zip(*self.search.search(list(queries), self.k))):
             scores = [one for one in self._scores(values, texts) if allowed is None or one[0] in allowed[i]]
             first, second = [*scores, ("", 0.0), ("", 0.0)][:2]
-            best.append((*first, first[1] - second[1]))
+            best.append((first[0] if first[1] > 0 else "", first[1], first[1] - second[1]))
         names, near, margin = zip(*best) if best else ((), (), ())
         return Found(list(names), np.array(near, dtype=float), np.array(margin, dtype=float))
 
