@@ -176,6 +176,7 @@ class Watch:
         self.out.mkdir(parents=True, exist_ok=True)
         self.store = Store(self.out / "state.sqlite", rules)
         self.bad, self.alarms, self.logged = self.store.kept("bad", 0), [], 0
+        self.span = self.store.kept("span", [None, None])    # times of the first and the last event
         known = self.store.kept("identity")
         if known is not None and known != identity:
             raise InputError("the folder holds the state of another monitor",
@@ -274,7 +275,9 @@ def _surged(self):
     reader, found = self.monitor.reader, []
     names = np.array([*reader.classes, NEW], dtype=object)
     for arrays, events in self.monitor.read:
-        if np.isfinite(arrays["time"]).any():
+        times = arrays["time"][np.isfinite(arrays["time"])]
+        if len(times):
+            self.span = [float(times[0]) if self.span[0] is None else self.span[0], float(times[-1])]
             with np.errstate(invalid="ignore"):
                 rows, classes = np.nonzero(arrays["outputs"] > 0)
             topics = [events[row].get(reader.topic) for row in rows.tolist()]
@@ -289,7 +292,7 @@ def _keep(self, position, first: bool = False):    # within a transaction
     if first or monitor.version != self.version:
         self.store.keep(setup=monitor.setup())
         self.version = monitor.version
-    self.store.keep(state=monitor.state(), surges=self.surges.state(), bad=self.bad)
+    self.store.keep(state=monitor.state(), surges=self.surges.state(), bad=self.bad, span=self.span)
     if position is not None:
         self.store.keep(position=position)
     fresh, monitor.answers.fresh = monitor.answers.fresh, {}
@@ -443,10 +446,10 @@ def page_of(watch: Watch,        # whose state is shown
         alert["event"] = events.get(alert["key"]) or 0
     open_ = [alert for alert in alerts if alert["state"] in ("open", "acknowledged")]
     rows = "".join(map(_alert_row, alerts))
-    lines, state = watch.monitor.lines, "Nothing is open"
+    state = "Nothing is open"
     if open_:
         state = f"{len(open_)} open alert{'s' if len(open_) != 1 else ''}"
-    first, last = (show_time(t) for t in (lines.time[0], lines.time[max(lines.used - 1, 0)]))
+    first, last = (show_time(math.nan if t is None else t) for t in watch.span)
     when = f" from {first} to {last} UTC" if first else ""
     plan = watch.monitor.plan
     again = f'<meta http-equiv="refresh" content="{int(refresh)}">' if refresh else ""
