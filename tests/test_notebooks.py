@@ -162,6 +162,17 @@ def test_outputs_are_committed(notebook):
 
 
 @each_notebook
+def test_no_path_of_a_machine(notebook):
+    "Outputs name no folder of the machine that made them, and no cell expects a program in a fixed place."
+    shown = [json.dumps([output.get("text", ""), *(data for kind, data in output.get("data", {}).items() if "image" not in kind)])
+             for cell in code_cells(notebook) for output in cell["outputs"]]
+    found = [place for text in shown for place in re.findall(r"(?<![\w/.:])/(?:tmp|home|root|work|Users|var/folders)/[^\s\"'<\\]*", text)]
+    assert not found, f"outputs name {found}"
+    fixed = [cell["source"] for cell in code_cells(notebook) if re.search(r"[\"']/(?:usr/(?:local/)?)?bin/\w", cell["source"])]
+    assert not fixed, f"a program in a fixed place: {fixed}"
+
+
+@each_notebook
 def test_colab_badge_and_install_cell(notebook):
     path = notebook.relative_to(ROOT).as_posix()
     link = f"https://colab.research.google.com/github/safetune/safetune/blob/main/{path}"
