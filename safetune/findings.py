@@ -7,12 +7,11 @@ __all__ = ['SEVERITIES', 'UNITS', 'ACTIONS', 'FORMAT', 'FIELDS', 'STYLE', 'TEXT_
            'Finding', 'placeholder', 'Findings', 'html_table', 'text_fields', 'text_of', 'word_offsets', 'in_field',
            'edit_row', 'check_actions', 'Span', 'fold_text', 'AuditLog', 'Cleaner', 'clean', 'replay', 'undo']
 
-# %% ../nbs/10a_findings.ipynb #f66eef2b
+# %% ../nbs/10a_findings.ipynb #74b76ac7
 import hashlib
 import html
 import json
 import re
-import operator
 import secrets
 import unicodedata
 from collections import Counter, defaultdict
@@ -26,7 +25,7 @@ from datasets import Dataset, DatasetDict
 from .checks import Result
 from .data import InputError, check_mentions, write_atomic
 
-# %% ../nbs/10a_findings.ipynb #bdba9eab
+# %% ../nbs/10a_findings.ipynb #f7a715c0
 SEVERITIES = ("high", "medium", "low")
 UNITS = ("row", "words", "characters")
 ACTIONS = ("drop", "fix", "redact", "pseudonymise", "keep")
@@ -51,11 +50,12 @@ class Finding:
     field: str = ""          # text in which the span counts, as "context"; "": all in one
 
     def __post_init__(self):
-        for name, allowed in (("severity", SEVERITIES), ("unit", UNITS), ("action", ACTIONS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"a finding of kind {self.kind!r} has {name} {getattr(self, name)!r}",
+        for name, value, allowed in (("severity", self.severity, SEVERITIES), ("unit", self.unit, UNITS),
+                                     ("action", self.action, ACTIONS)):
+            if value not in allowed:
+                raise InputError(f"a finding of kind {self.kind!r} has {name} {value!r}",
                                  f"choose from {', '.join(allowed)}")
-        if not hasattr(self.row, "__index__") or operator.index(self.row) < 0:
+        if (type(self.row) is not int and not hasattr(self.row, "__index__")) or self.row < 0:
             raise InputError(f"a finding of kind {self.kind!r} has the row {self.row!r}",
                              "count the rows of a split from 0", self.split)
         if self.unit != "row" and not (isinstance(self.start, int) and isinstance(self.end, int)

@@ -9,7 +9,7 @@ __all__ = ['SCRIPTS', 'STREAM_FROM', 'Detector', 'Encoding', 'Asked', 'asked', '
            'UnknownTokens', 'Balance', 'Shortcuts', 'Representation', 'entity_names', 'entity_overlap', 'EntityOverlap',
            'RowFile', 'open_splits', 'Scanned', 'standard_detectors', 'screen', 'columns_of', 'unpacked']
 
-# %% ../nbs/11_screening.ipynb #9da5ae8b
+# %% ../nbs/11_screening.ipynb #52402907
 import json
 import math
 import multiprocessing
@@ -20,6 +20,7 @@ from array import array
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
 from hashlib import blake2b
+from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
@@ -110,7 +111,7 @@ def _ftfy() -> Callable:
                          "pip install 'safetune[screening]'") from None
     return fix_encoding
 
-# %% ../nbs/11_screening.ipynb #e384c85e
+# %% ../nbs/11_screening.ipynb #da5da093
 class Asked(NamedTuple):
     "What a row puts to a model."
     text: str            # what it is about
@@ -168,7 +169,16 @@ def _label_key(row: dict) -> int:    # 0 where the row has no answer
 def _answer_key(label: Any) -> int:
     if label is None:
         return 0
-    text = "\x1f".join(map(str, label)) if isinstance(label, (list, tuple)) else repr(label)
+    if not isinstance(label, (list, tuple)):
+        return _number(repr(label))
+    try:
+        return _number("\x1f".join(label))
+    except TypeError:    # not all are strings
+        return _number("\x1f".join(map(str, label)))
+
+@lru_cache(2**16)    # most rows have the answer of another row
+def _number(text: str) -> int:
+    "A number from 1 to 2**63 - 1 that stands for a text."
     return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little") >> 1 | 1
 
 # %% ../nbs/11_screening.ipynb #dbf93b3f
@@ -345,7 +355,7 @@ def _direct(sets, leader, score, threshold):
     score[moved] = np.where(near, value, 0.0)
     return leader, score
 
-# %% ../nbs/11_screening.ipynb #91406857
+# %% ../nbs/11_screening.ipynb #bef6f909
 _TRAIN = re.compile(r"(?<![a-z])(train|training|pretrain|pretraining|unlabell?ed|unsupervised|augmented)"
                     r"(?![a-z])", re.IGNORECASE)
 
@@ -362,6 +372,7 @@ def train_split(splits: Iterable) -> str:    # "" where there is none
     "The name of the split that a model learns from."
     return next((s for s in splits if s == "train"), next((s for s in splits if not is_held_out(s)), ""))
 
+# %% ../nbs/11_screening.ipynb #339a1f78
 class Duplicates(Detector):
     "Exact and near duplicates within splits, and leakage between them."
     name = "duplicate"
@@ -429,7 +440,7 @@ class Duplicates(Detector):
 def _hashed(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
-# %% ../nbs/11_screening.ipynb #ea98ac26
+# %% ../nbs/11_screening.ipynb #49c1b350
 class _Table:
     "All rows that `Duplicates` has collected, sorted by hash and by who leads."
     def __init__(self, detector: Duplicates):
@@ -542,8 +553,8 @@ class _Table:
                 if self.split[row] != self.split[rows[0]] and self.split[self.leads[row]] == self.split[row]:
                     other = self.names[self.split[rows[0]]]
                     yield Finding("overlap/text", self.names[self.split[row]], int(self.row[row]),
-                                  f"the same text is asked about in {other}, row {self.row[rows[0]]}", "medium",
-                                  "split by text, so that all rows about one are on one side", score=1.0,
+                                  f"the same text is asked about in {other}, row {self.row[rows[0]]}",
+                                  "medium", "split by text, so that all rows about one are on one side", score=1.0,
                                   text=self.detector._texts.get(rows[0], ""), group=self.place(rows[0]),
                                   action="keep")
 
@@ -1223,7 +1234,7 @@ class RowFile:
         if words:
             yield start, {"tokens": words, "tags": to_iob2(tags, "IOB2")[0]}
 
-# %% ../nbs/11_screening.ipynb #9dd51d75
+# %% ../nbs/11_screening.ipynb #79d5c3d5
 STREAM_FROM = 256 * 2**20    # bytes of a file from which it is read row by row
 
 def _is_row(row: Any) -> bool:
@@ -1233,8 +1244,8 @@ def _is_row(row: Any) -> bool:
         text_fields(row)
     except NoColumns:
         names = {}
-    except InputError:
-        return False
+    except InputError:    # words that are none are told of with their row
+        return isinstance(row.get("tokens"), (list, tuple)) and len(row["tokens"]) > 0
     if any(theirs != ours for theirs, ours in names.items() if ours != "id"):
         return False
     plain = row.get("tokens") is not None or row.get("text") is not None
@@ -1262,6 +1273,7 @@ def _open_path(path: Path, options: dict) -> dict:
             return {split: list(part) for split, part in rows.items()}
     return dict(load_data(str(path), **options))
 
+# %% ../nbs/11_screening.ipynb #2a49aa41
 def open_splits(data: Any,
                 **options,    # of `load_data`, for names, folders and files
                ) -> dict:     # split -> list, Dataset, or an iterable of rows
@@ -1290,7 +1302,7 @@ def _cut(part: Any, first: int, n: int) -> list:    # of row dicts
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
     return list(part[first:first + n])
 
-# %% ../nbs/11_screening.ipynb #c2cb05c8
+# %% ../nbs/11_screening.ipynb #2acfb4c8
 class Scanned(Detector):
     "Makes a `Detector` of an object with `scan(rows, split)`, or of such a function."
     def __init__(self,
@@ -1313,12 +1325,38 @@ class Scanned(Detector):
 
 _JOB = {}    # detectors and data of the process, set before it starts
 
+def _pack(rows: list) -> Any:    # (names, columns) of rows with the same fields, else the rows
+    "Rows as they travel to another process: lists of words as one string, which is quick to pickle."
+    names = tuple(rows[0]) if isinstance(rows[0], dict) else ()
+    if not names or any(type(row) is not dict or tuple(row) != names for row in rows):
+        return rows
+    return names, [_joined_lists([row[name] for row in rows]) for name in names]
+
+def _joined_lists(values: list) -> Any:    # a string if all values are lists of words, else the values
+    if all(type(value) is list and value for value in values):
+        try:
+            text = "\x1e".join(["\x1f".join(value) for value in values])
+        except TypeError:
+            return values
+        if text.count("\x1f") == sum(map(len, values)) - len(values) and text.count("\x1e") == len(values) - 1:
+            return text
+    return values
+
+def _unpack(rows: Any) -> list:
+    "The rows again."
+    if isinstance(rows, list):
+        return rows
+    names, columns = rows
+    columns = [[words.split("\x1f") for words in column.split("\x1e")] if isinstance(column, str) else column
+               for column in columns]
+    return [dict(zip(names, values)) for values in zip(*columns)]
+
 def _start_job(detectors, parts):
     _JOB.update(detectors=detectors, parts=parts)
 
 def _look_at(split: str, first: int, rows: Any) -> list:    # columns of each detector that may run anywhere
     "What a process does with a batch: its rows, or how many there are to cut off the data."
-    rows = _cut(_JOB["parts"][split], first, rows) if isinstance(rows, int) else rows
+    rows = _cut(_JOB["parts"][split], first, rows) if isinstance(rows, int) else _unpack(rows)
     _check_rows(rows, split, first)
     return [detector.look(rows, split, first) for detector in _JOB["detectors"]]
 
@@ -1328,11 +1366,12 @@ def _check_rows(rows: list, split: str, first: int):
         if not isinstance(row, Mapping):
             raise InputError(f"a row is a {type(row).__name__}", "give dicts of the schema", split, number)
         tokens, tags = row.get("tokens"), row.get("tags")
-        try:
-            text_of(row)
-        except InputError as error:
-            raise InputError(error.problem, error.remedy, split, number) from None
-        if tokens is not None and (isinstance(tokens, str) or not set(map(type, tokens)) <= {str}):
+        if tokens is None:
+            try:
+                text_fields(row)
+            except InputError as error:
+                raise InputError(error.problem, error.remedy, split, number) from None
+        elif isinstance(tokens, str) or not set(map(type, tokens)) <= {str}:
             raise InputError("the tokens of a row are not all words", "give a list of strings", split, number)
         if tokens is not None and tags is not None and len(tags) != len(tokens):
             raise InputError(f"{len(tokens)} tokens but {len(tags)} tags", "give every token one tag", split,
@@ -1362,7 +1401,9 @@ def _looked(batches: Iterable, detectors: list, parts: dict, workers: int) -> It
     with ProcessPoolExecutor(workers, context, _start_job, (detectors, shared)) as pool:
         waiting = deque()
         for batch in batches:
-            waiting.append((batch, pool.submit(_look_at, *batch)))
+            split, first, rows = batch
+            packed = rows if isinstance(rows, int) else _pack(rows)
+            waiting.append((batch, pool.submit(_look_at, split, first, packed)))
             if len(waiting) >= 3 * workers:
                 batch, answer = waiting.popleft()
                 yield batch, answer.result()
@@ -1370,7 +1411,7 @@ def _looked(batches: Iterable, detectors: list, parts: dict, workers: int) -> It
             batch, answer = waiting.popleft()
             yield batch, answer.result()
 
-# %% ../nbs/11_screening.ipynb #edea6b8f
+# %% ../nbs/11_screening.ipynb #4bb6238b
 def standard_detectors(tokenizer: Any = None,   # Hub name, folder, or a tokenizer; None: no such check
                        lexicon: Path = None,    # of words to look for; None: safetune's
                        model: Any = None,       # entity model, for F1 on entities that training knows or not
@@ -1392,6 +1433,7 @@ def _personal(names: Any) -> Scanned:
     from safetune.predict import Predictor
     return Scanned(PersonalData(predictor=names if hasattr(names, "predict") else Predictor(str(names))))
 
+# %% ../nbs/11_screening.ipynb #0574c94e
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
