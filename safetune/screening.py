@@ -1234,7 +1234,7 @@ class RowFile:
         if words:
             yield start, {"tokens": words, "tags": to_iob2(tags, "IOB2")[0]}
 
-# %% ../nbs/11_screening.ipynb #79d5c3d5
+# %% ../nbs/11_screening.ipynb #f6e04902
 STREAM_FROM = 256 * 2**20    # bytes of a file from which it is read row by row
 
 def _is_row(row: Any) -> bool:
@@ -1248,8 +1248,7 @@ def _is_row(row: Any) -> bool:
         return isinstance(row.get("tokens"), (list, tuple)) and len(row["tokens"]) > 0
     if any(theirs != ours for theirs, ours in names.items() if ours != "id"):
         return False
-    plain = row.get("tokens") is not None or row.get("text") is not None
-    if not names and (not plain or {"ner_tags", "sentence"} & set(row)):
+    if not names and {"ner_tags", "sentence"} & set(row):
         return False
     lists = [row.get("tokens"), row.get("choices"), (row.get("answers") or {"text": []})["text"]]
     return (all(part is None or isinstance(part, (list, tuple)) for part in lists)
