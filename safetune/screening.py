@@ -9,7 +9,8 @@ __all__ = ['SCRIPTS', 'STREAM_FROM', 'Detector', 'Encoding', 'Asked', 'asked', '
            'UnknownTokens', 'Balance', 'Shortcuts', 'Representation', 'entity_names', 'entity_overlap', 'EntityOverlap',
            'RowFile', 'open_splits', 'Scanned', 'standard_detectors', 'screen', 'columns_of', 'unpacked']
 
-# %% ../nbs/11_screening.ipynb #52402907
+# %% ../nbs/11_screening.ipynb #569c7399
+import gc
 import json
 import math
 import multiprocessing
@@ -440,7 +441,7 @@ class Duplicates(Detector):
 def _hashed(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
-# %% ../nbs/11_screening.ipynb #49c1b350
+# %% ../nbs/11_screening.ipynb #80e0e199
 class _Table:
     "All rows that `Duplicates` has collected, sorted by hash and by who leads."
     def __init__(self, detector: Duplicates):
@@ -554,8 +555,8 @@ class _Table:
                     other = self.names[self.split[rows[0]]]
                     yield Finding("overlap/text", self.names[self.split[row]], int(self.row[row]),
                                   f"the same text is asked about in {other}, row {self.row[rows[0]]}",
-                                  "medium", "split by text, so that all rows about one are on one side", score=1.0,
-                                  text=self.detector._texts.get(rows[0], ""), group=self.place(rows[0]),
+                                  "medium", "split by text, so that all rows about one are on one side",
+                                  score=1.0, text=self.detector._texts.get(rows[0], ""), group=self.place(rows[0]),
                                   action="keep")
 
 # %% ../nbs/11_screening.ipynb #eb65c62b
@@ -1068,7 +1069,7 @@ def _overlap(counts, predicted, train, confidence, seed) -> Result:
     gap = cluster_bootstrap(counts, lambda s: _f1(s[..., :3]) - _f1(s[..., 3:]), bounds=(-1, 1), **options)
     return Result("memory", "F1 on seen minus F1 on unseen entities", gap, "sentences", parts=[*parts, part])
 
-# %% ../nbs/11_screening.ipynb #434fa295
+# %% ../nbs/11_screening.ipynb #8ee09795
 class EntityOverlap(Detector):
     "Entities of splits that measure which training knows; with a model, F1 on both sides."
     name = "overlap/entities"
@@ -1116,8 +1117,8 @@ class EntityOverlap(Detector):
             self.results.append(result)
             if gold[:, 0].any():
                 seen, every = gold.sum(axis=0)[0], gold.sum()
-                yield Finding(self.name, split, int(np.argmax(gold[:, 0] > 0)),
-                              f"{seen:,} of {every:,} entities ({seen / every:.0%}) stand in train{said}", "low",
+                much = f"{seen:,} of {every:,} entities ({seen / every:.0%}) stand in train{said}"
+                yield Finding(self.name, split, int(np.argmax(gold[:, 0] > 0)), much, "low",
                               "read the score on unseen entities beside the other",
                               score=float(seen / every), action="keep")
 
@@ -1301,7 +1302,7 @@ def _cut(part: Any, first: int, n: int) -> list:    # of row dicts
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
     return list(part[first:first + n])
 
-# %% ../nbs/11_screening.ipynb #2acfb4c8
+# %% ../nbs/11_screening.ipynb #d4024f22
 class Scanned(Detector):
     "Makes a `Detector` of an object with `scan(rows, split)`, or of such a function."
     def __init__(self,
@@ -1337,7 +1338,8 @@ def _joined_lists(values: list) -> Any:    # a string if all values are lists of
             text = "\x1e".join(["\x1f".join(value) for value in values])
         except TypeError:
             return values
-        if text.count("\x1f") == sum(map(len, values)) - len(values) and text.count("\x1e") == len(values) - 1:
+        gaps = sum(map(len, values)) - len(values)
+        if text.count("\x1f") == gaps and text.count("\x1e") == len(values) - 1:
             return text
     return values
 
@@ -1352,6 +1354,10 @@ def _unpack(rows: Any) -> list:
 
 def _start_job(detectors, parts):
     _JOB.update(detectors=detectors, parts=parts)
+
+def _start_worker(detectors, parts):
+    gc.freeze()    # what was there before is not searched for garbage, nor its memory copied
+    _start_job(detectors, parts)
 
 def _look_at(split: str, first: int, rows: Any) -> list:    # columns of each detector that may run anywhere
     "What a process does with a batch: its rows, or how many there are to cut off the data."
@@ -1397,7 +1403,7 @@ def _looked(batches: Iterable, detectors: list, parts: dict, workers: int) -> It
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     shared = {split: part for split, part in parts.items() if _can_be_cut(part)}
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, context, _start_job, (detectors, shared)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (detectors, shared)) as pool:
         waiting = deque()
         for batch in batches:
             split, first, rows = batch
