@@ -59,7 +59,7 @@ def measure(kind, number, workers, passes):
     found = screen({"train": Rows(sentences, kind, number)}, [make[name]() for name in passes], workers=workers)
     seconds = usage(resource.RUSAGE_SELF) - before + usage(resource.RUSAGE_CHILDREN)
     peak = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {"data": kind, "rows": number, "passes": passes, "workers": workers, "cpu_seconds": round(seconds, 1), "wall_seconds": round(time.time() - start, 1),
+    return {"data": kind, "rows": number, "passes": passes, "workers": workers, "cpu_seconds": round(seconds, 1), "cpu_seconds_workers": round(usage(resource.RUSAGE_CHILDREN), 1), "wall_seconds": round(time.time() - start, 1),
             "rows_per_second_a_core": round(number / seconds), "peak_gib_main": round(peak[0], 2), "peak_gib_worker": round(peak[1], 2) if workers > 1 else None,
             "findings": {k: sum(f.kind == k for f in found) for k in sorted({f.kind for f in found})}, "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
             f"load {os.getloadavg()[0]:.1f}", "python": platform.python_version()}

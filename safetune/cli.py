@@ -306,7 +306,7 @@ def predict(arguments) -> int:
             sys.stdout.flush()
     return 0
 
-# %% ../nbs/21_cli.ipynb #daabbb59
+# %% ../nbs/21_cli.ipynb #42460cb8
 def add_screen(commands):
     "Add `screen` to the commands."
     parser = commands.add_parser("screen", help="look for faults in the data",
@@ -321,6 +321,13 @@ def add_screen(commands):
     parser.add_argument("--tokenizer", metavar="M",
                         help="also count tokens that this tokenizer does not know")
     parser.add_argument("--lexicon", metavar="FILE", help="words to look for, in place of safetune's list")
+    parser.add_argument("--names", metavar="M", help="entity model that finds names of persons, as personal data")
+    parser.add_argument("--toxicity", metavar="M", help="also ask this classifier whether a text is toxic (slower)")
+    parser.add_argument("--toxic-labels", nargs="+", default=["toxic"], metavar="LABEL",
+                        help="labels of that classifier that mean harm (toxic)")
+    parser.add_argument("--model", metavar="M", help="entity model: F1 on entities that train knows, and on others")
+    parser.add_argument("--representation", metavar="FILE",
+                        help="shares that groups should have: a table with the columns column, group, share (.tsv)")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a finding is of high severity")
     parser.add_argument("--show-personal", action="store_true", help="do not mask personal data in the files")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores for large data)")
@@ -371,7 +378,7 @@ def _pseudonyms():
     from safetune.personal import Pseudonyms
     return Pseudonyms()
 
-# %% ../nbs/21_cli.ipynb #ae2a7635
+# %% ../nbs/21_cli.ipynb #29700fe0
 def _new_folder(path) -> Path:
     "The folder, made if it is not there."
     from safetune.data import InputError
@@ -381,6 +388,13 @@ def _new_folder(path) -> Path:
         raise InputError(f"cannot be written ({error.strerror})", "give another --out", path) from None
     return Path(path)
 
+def _detectors(arguments):
+    "The detectors of the screening, with the models and lists that are named."
+    from safetune.screening import Representation, standard_detectors
+    wanted = Representation.read(arguments.representation) if arguments.representation else None
+    return standard_detectors(arguments.tokenizer, arguments.lexicon, arguments.model, arguments.names,
+                              arguments.toxicity, arguments.toxic_labels, wanted)
+
 def screen(arguments) -> int:
     "Screen the data, write what was found, and clean them if asked."
     from safetune import screening
@@ -388,7 +402,7 @@ def screen(arguments) -> int:
     check_actions(_pairs(arguments.actions, "actions"))
     out = _new_folder(arguments.out)
     parts = _screened_parts(arguments)
-    detectors = screening.standard_detectors(arguments.tokenizer, arguments.lexicon)
+    detectors = _detectors(arguments)
     labels = None
     if arguments.labels:
         from safetune.labels import LabelErrors
@@ -398,6 +412,8 @@ def screen(arguments) -> int:
     write_findings(findings, out, arguments.show_personal)
     counts = findings.counts()
     print(counts.to_string(index=False) if len(counts) else "nothing found")
+    for result in findings.results:
+        print(result.sentence)
     if arguments.clean:
         logger.info("%s", write_cleaned(parts, findings, arguments, out))
     logger.info("written: %s", ", ".join(str(path) for path in sorted(out.iterdir())))

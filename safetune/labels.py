@@ -260,7 +260,7 @@ _SINGLE, _MULTI, _TAGS = "text-classification", "multi-label-classification", "t
 STRENGTHS = {("words", _TAGS): 1.0, ("words", _SINGLE): 1.0, ("words", _MULTI): 10.0,
              ("features", _TAGS): 0.01, ("features", _SINGLE): 0.01, ("features", _MULTI): 0.01}
 
-# %% ../nbs/10c_labels.ipynb #16e4b876
+# %% ../nbs/10c_labels.ipynb #eda80c16
 _KEPT = ("id", "tokens", "tags", "text", "text_pair", "label", "offsets", "document", "user")
 
 def _rows_and_task(data, split) -> tuple:    # rows, Task
@@ -273,6 +273,10 @@ def _rows_and_task(data, split) -> tuple:    # rows, Task
     rows = [{name: row[name] for name in _KEPT if row.get(name) is not None} for row in data]
     if not rows:
         raise InputError("there are no rows", "give a split with rows", split)
+    for number, row in enumerate(rows, 1):
+        if isinstance(row.get("label"), (bool, np.bool_)):
+            raise InputError(f"the label is {row['label']!r}", "give names of classes, as load_data does", split,
+                             number)
     shared = [name for name in _KEPT if all(name in row for row in rows)]
     part = Dataset.from_dict({name: [row[name] for row in rows] for name in shared if name != "offsets"})
     task = infer_task({split: part})

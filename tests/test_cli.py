@@ -120,16 +120,54 @@ def test_screen_leakage_fails_a_strict_run(tmp_path):
     assert run("screen", tmp_path, "--out", tmp_path / "out").returncode == 0
 
 
+def test_screen_reads_questions(tmp_path, capsys):
+    from safetune.cli import main
+    rows = [{"question": "Who left?", "context": "Ada left, says a@x.org", "answers": {"text": ["Ada"], "answer_start": [0]}}] * 2
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["screen", str(tmp_path / "qa.jsonl"), "--out", str(tmp_path / "out"), "--clean"]) == 0
+    assert "duplicate/exact" in capsys.readouterr().out
+    row, = map(json.loads, (tmp_path / "out" / "cleaned" / "train.jsonl").read_text().splitlines())
+    assert row["context"] == "Ada left, says [EMAIL]" and row["answers"]["answer_start"] == [0]
+    (tmp_path / "qa.jsonl").write_text(json.dumps(rows[0] | {"answers": {"text": ["Bo"], "answer_start": [0]}}) + "\n")
+    assert main(["screen", str(tmp_path / "qa.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "qa.jsonl, row 1: " in (said := capsys.readouterr().err) and len(said.strip().splitlines()) == 1
+
+
+def test_screen_asks_models_and_a_reference(trained, tmp_path, capsys):
+    "The models for names, toxicity and overlap, and the shares of groups, by their flags; in this process."
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+    from safetune.cli import main
+    for kind, labels, folder in ((AutoModelForSequenceClassification, ["fine", "hate"], "hate"), (AutoModelForTokenClassification, ["O", "B-PER"], "people")):
+        model = kind.from_pretrained(trained / "encoder", id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)})
+        model.classifier.bias.data = model.classifier.bias.data.new_tensor([-50.0, 50.0])    # it calls all hateful, every word a person
+        model.save_pretrained(tmp_path / folder)
+        AutoTokenizer.from_pretrained(trained / "encoder").save_pretrained(tmp_path / folder)
+    (tmp_path / "shares.tsv").write_text("column\tgroup\tshare\ngender\tother\t0.5\n")
+    command = ["screen", str(trained / "data"), "--out", str(tmp_path / "out"), "--names", str(tmp_path / "people"), "--model", str(trained / "model"),
+               "--toxicity", str(tmp_path / "hate"), "--representation", str(tmp_path / "shares.tsv")]
+    assert main(command) == 2 and "the model has no label 'toxic'; say which mean harm; it has fine, hate" in capsys.readouterr().err
+    assert main([*command, "--toxic-labels", "hate"]) == 0
+    said = capsys.readouterr().out
+    saved = json.loads((tmp_path / "out" / "findings.json").read_text())
+    kinds = [finding["kind"] for finding in saved["findings"]]
+    assert kinds.count("toxicity/model") == sum(saved["rows"].values()) and kinds.count("representation/gender") == 1
+    assert kinds.count("personal/name") >= sum(saved["rows"].values())
+    assert [result["name"].split(":")[0] for result in saved["results"]] == ["entities of validation", "entities of test"]
+    assert "entities of test" in said and "share of test entities" in said
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["missing.jsonl", "--out", "o"], "is neither a file"),
     (["bad.jsonl", "--out", "o"], "bad.jsonl, row 2: the line is not a JSON object"),
     (["fine.jsonl", "--out", "o", "--actions", "personal=burn"], "the action for 'personal' is 'burn'"),
     (["fine.jsonl", "--out", "fine.jsonl/o"], "cannot be written"),
     (["fine.jsonl"], "required: --out"),
+    (["empty.csv", "--out", "o", "--strict"], "empty.csv: there are no rows"),
 ])
 def test_screen_tells_bad_input_in_one_line(tmp_path, arguments, message):
     (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": "a"}\nnothing\n')
     (tmp_path / "fine.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    (tmp_path / "empty.csv").write_text("")
     done = run("screen", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr.decode() and b"Traceback" not in done.stderr
     assert len(done.stderr.decode().strip().splitlines()) == 1

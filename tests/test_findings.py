@@ -1,12 +1,13 @@
 """Findings and cleaning: any mix of findings on any rows leaves valid labels and offsets, and can be replayed and undone."""
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safetune.data import InputError
+from safetune.data import InputError, check_mentions
 from safetune.findings import AuditLog, Finding, Findings, clean, edit_row, replay, text_of, undo, word_offsets
 from safetune.metrics import entities
 
@@ -191,3 +192,67 @@ def test_a_damaged_log_is_refused(tmp_path):
     with pytest.raises(InputError, match="row 1: the row is not the one that was cleaned"):
         replay([{"id": "a", "text": "call 124", "label": "x"}], log)
     assert undo(cleaned, log) == rows
+
+
+def email(text="amina@example.org", start=5, **place):
+    return Finding("personal/email", "train", 0, "m", "high", "r", start, start + len(text), "characters", text=text, action="redact", **place)
+
+
+def test_findings_of_other_rows_are_refused_by_their_evidence():
+    rows = [{"id": "a", "text": "mail amina@example.org now", "label": "x"}]
+    assert clean(rows, [email()])[0][0]["text"] == "mail [EMAIL] now"
+    assert clean(rows, [replace(email(), text="[EMAIL]")])[0][0]["text"] == "mail [EMAIL] now"
+    other = [{"id": "a", "text": "nothing of that kind stands here", "label": "x"}]
+    for finding in (email(), Finding("duplicate/exact", "train", 0, "m", "low", "r", text="mail amina@example.org NOW"),
+                    Finding("encoding/x", "train", 0, "m", "low", "r", 0, 4, "characters", text="Ã©tÃ©", fix="été", action="fix")):
+        with pytest.raises(InputError, match="train, row 1: what a finding of .* has found does not stand there; clean the data that were screened"):
+            clean(other, [finding])
+    assert clean(other, [Finding("duplicate/exact", "train", 0, "m", "low", "r", text="NOTHING  of that\u200b kind")])[0] == []
+    with pytest.raises(InputError, match="lies in 'context', which the row has not"):
+        clean(other, [email(field="context")])
+    with pytest.raises(InputError, match="has the row -1; count the rows of a split from 0"):
+        Finding("x", "train", -1, "m", "low", "r")
+
+
+@pytest.mark.parametrize("data", [{"train": [{"text": "a"}] * 4, "test": []}, {"test": [], "train": [{"text": "a"}] * 4}, [], {"train": []}])
+def test_empty_splits_are_replayed_and_undone(data):
+    found = [Finding("x", "train", 1, "m", "low", "r")] if data and data["train"] else []
+    cleaned, log = clean(data, found)
+    assert replay(data, log) == cleaned and undo(cleaned, log) == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_mentions_move_with_their_words(data):
+    "An edit outside of head and tail leaves their words; one inside leaves them two mentions, or drops the row."
+    row = data.draw(word_rows()) | {"label": "x"}
+    n = len(row["tokens"])
+    spans = [data.draw(st.integers(0, n - 1).flatmap(lambda a: st.tuples(st.just(a), st.integers(a + 1, n)))) for _ in range(2)]
+    row |= {"head": list(spans[0]), "tail": list(spans[1])}
+    if check_mentions(n, *spans):
+        return
+    first = data.draw(st.integers(0, n - 1))
+    last = data.draw(st.integers(first + 1, n))
+    found = [Finding("personal/x", "train", 0, "m", "high", "r", first, last, "words", action="redact")]
+    cleaned, log = clean([row], found)
+    assert replay([row], log) == cleaned and undo(cleaned, log) == [row]
+    for new in cleaned:
+        assert not check_mentions(len(new["tokens"]), new["head"], new["tail"])
+        for name in ("head", "tail"):
+            a, b = row[name]
+            if b <= first or a >= last:
+                assert new["tokens"][slice(*new[name])] == row["tokens"][a:b]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab ", min_size=1, max_size=12), st.integers(0, 11), st.integers(1, 12), st.integers(0, 11), st.integers(1, 12), st.text("xy", max_size=5))
+def test_answers_move_with_their_context(context, a, b, start, end, new):
+    "An answer is what stands at its place, and is the same where the edit did not touch it."
+    a, b, start, end = (min(x, len(context)) for x in (a, b, start, end))
+    if a >= b or start >= end:
+        return
+    row = {"question": "who", "context": context, "answers": {"text": [context[start:end]], "answer_start": [start]}}
+    after = edit_row(row, [(4 + a, 4 + b, new)])
+    (text,), (at,) = after["answers"]["text"], after["answers"]["answer_start"]
+    assert after["context"] == context[:a] + new + context[b:] and after["context"][at:at + len(text)] == text
+    assert (b > start and a < end) or text == context[start:end]

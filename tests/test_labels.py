@@ -253,3 +253,8 @@ def test_encoders_as_judges(method, tmp_path):
         for row, p in zip(rows, oof.probabilities):
             assert p.shape == ((len(row["tokens"]), size) if "tokens" in row else (size,))
             assert np.allclose(p.sum(-1), 1, atol=1e-4)
+
+
+def test_labels_that_are_no_names_are_refused():
+    with pytest.raises(InputError, match="train, row 1: the label is True; give names of classes"):
+        LabelErrors(progress=False).scan([{"text": f"text {i}", "label": i % 2 == 0} for i in range(40)])

@@ -7,17 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Sequence, Value
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from safetune.checks import CannotRun, wilson
-from safetune.data import InputError, text_key
-from safetune.findings import Finding, Findings, text_of
+from safetune.data import InputError, load_data, text_key
+from safetune.findings import Finding, Findings, clean, fold_text, replay, text_of, undo
 from safetune.sample import sample_ner, sample_text
 from safetune.screening import (Balance, Duplicates, Encoding, Languages, Lengths, Lexicon, Representation, RowFile, Scanned, Shortcuts, ToxicityModel,
                                 UnknownTokens, band_values, columns_of, entity_overlap, find_leaders, jaccard_pairs, key_text, may_be_near, minima_bits, open_splits, read_table, screen,
                                 signatures, standard_detectors, trigram_hashes, unpacked)
+from safetune.small_data import sample_choices, sample_questions, sample_relations
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 TEXTS = st.lists(st.text(alphabet="abc é漢", min_size=1, max_size=40).map(lambda t: " ".join(t.split())).filter(bool), min_size=2, max_size=8)
@@ -46,7 +47,8 @@ def found_by(detector, *splits):
 
 
 @given(ANY)
-def test_key_text_is_text_key(text):
+def test_key_text_is_text_key_without_what_nobody_sees(text):
+    assume(fold_text(text) == text_key({"text": text}))
     assert key_text({"text": text}) == text_key({"text": text})
     assert key_text({"tokens": text.split()}) == text_key({"tokens": text.split()})
 
@@ -324,3 +326,167 @@ def test_wrong_labels_are_looked_for_on_request():
     found = screen(data, [Lengths()], LabelErrors(progress=False), progress="").of("label")
     wrong = set(truth["row"])
     assert {f.split for f in found} == {"train"} and len(wrong & {f.row for f in found}) >= len(wrong) / 2
+
+
+# ---- all tasks
+
+def mail(name): return f"write to {name}@example.org before noon"
+
+
+MAIL_ROWS = {    # one row of each task, and the fields in which an address stands
+    "text": ({"text": mail("ada"), "text_pair": mail("bo"), "label": "x"}, ["text", "text_pair"]),
+    "words": ({"tokens": mail("ada").split(), "tags": ["O"] * 5}, ["tokens"]),
+    "relation": ({"tokens": mail("ada").split(), "head": [2, 3], "tail": [4, 5], "label": "x"}, ["tokens"]),
+    "question": ({"question": mail("ada"), "context": mail("bo"), "answers": {"text": ["noon"], "answer_start": [32]}}, ["question", "context"]),
+    "choice": ({"question": mail("ada"), "choices": ["no", mail("bo")], "label": 1, "context": "so"}, ["question", "choices[1]"]),
+    "translation": ({"source": mail("ada"), "target": mail("bo")}, ["source", "target"]),
+    "dialogue": ({"messages": [{"role": "user", "content": mail("ada")}, {"role": "assistant", "content": mail("bo")}]}, ["messages[0]", "messages[1]"]),
+    "plain text": ({"text": mail("ada")}, ["text"]),
+}
+
+
+def field_of(row, name):
+    "The text of a field as a finding names it."
+    if name == "tokens":
+        return " ".join(row["tokens"])
+    name, _, number = name.rstrip("]").partition("[")
+    part = row[name][int(number)] if number else row[name]
+    return part["content"] if isinstance(part, dict) else part
+
+
+@pytest.mark.parametrize("task", MAIL_ROWS)
+def test_every_task_is_screened_and_cleaned(task):
+    "Copies, personal data in every field, damage and insults; the spans lie in the field that they name."
+    row, fields = MAIL_ROWS[task]
+    rows = [row, json.loads(json.dumps(row).replace("before", "you idiot, naÃ¯ve")) if "answers" not in row and "tokens" not in row else row, row]
+    found = screen(rows, progress="")
+    assert 2 in {f.row for f in found.of("duplicate/exact")}
+    assert [f.field for f in found.of("personal/email") if f.row == 0] == fields
+    assert task in ("words", "relation", "question") or (found.of("encoding/mojibake") and found.of("toxicity"))
+    for f in found.of("personal"):
+        whole = field_of(rows[f.row], f.field)
+        assert (" ".join(whole.split()[f.start:f.end]) if f.unit == "words" else whole[f.start:f.end]) == f.text
+    cleaned, log = clean(rows, found)
+    assert "example.org" not in json.dumps(cleaned) and len(cleaned) in (1, 2)
+    assert replay(rows, log) == cleaned and undo(cleaned, log) == rows
+    if len(row) > 1:
+        load_data(cleaned)
+    elif "messages" in row:
+        load_data(cleaned, task="dialogue")
+
+
+@pytest.mark.parametrize("make", [sample_relations, sample_questions, sample_choices])
+def test_sample_data_of_other_tasks_lose_nothing(make):
+    data = make({"train": 120, "validation": 20, "test": 20}, seed=0)
+    cleaned, log = clean(data, screen(data, progress=""))
+    assert {s: len(p) for s, p in cleaned.items()} == {s: len(p) for s, p in data.items()} and len(log) == 0
+    copied = {split: [*part, part[3]] for split, part in data.items()}
+    assert {f.row for f in screen(copied, [Duplicates()], progress="").of("duplicate/exact") if f.split == "train"} == {len(data["train"])}
+
+
+def test_redacted_relations_and_questions_can_be_loaded_again():
+    relation = {"id": "1", "tokens": "Call Ada Lee on +44 20 7946 0958 or in Rome .".split(), "head": [1, 3], "tail": [10, 11], "label": "in"}
+    cleaned, log = clean([relation], screen([relation], progress=""))
+    row, = load_data(cleaned)["train"]
+    assert [row["tokens"][slice(*row[end])] for end in ("head", "tail")] == [["Ada", "Lee"], ["Rome"]] and "[PHONE]" in row["tokens"]
+    context = "Write to amina@example.org, and Bo waits in Rome"
+    question = {"id": "1", "question": "Where?", "context": context, "answers": {"text": ["Rome"], "answer_start": [context.index("Rome")]}}
+    row, = load_data(clean([question], screen([question], progress=""))[0])["train"]
+    assert row["context"][row["answers"]["answer_start"][0]:] == "Rome" and "[EMAIL]" in row["context"]
+
+
+def kinds_of(data): return [(f.kind, f.split, f.row) for f in screen(data, [Duplicates()], progress="")]
+
+
+def test_what_a_copy_is_depends_on_the_task():
+    context = "Ada met Bo in Rome on a Monday in spring."
+    who = {"question": "Who?", "context": context, "answers": {"text": ["Ada"], "answer_start": [0]}}
+    where, wrong = who | {"question": "Where?"}, who | {"answers": {"text": ["Bo"], "answer_start": [8]}}
+    assert kinds_of([who, where, who | {"question": "who?"}, wrong]) == [("duplicate/exact", "train", 2), ("duplicate/conflict", "train", 3)]
+    assert kinds_of({"train": [who], "test": [where]}) == [("overlap/text", "train", 0)]
+    near = {"context": context.replace("spring", "springs")}
+    assert kinds_of({"train": [who | near, where | near], "test": [where]}) == [("leakage/near", "train", 1)]
+    pair = {"tokens": context.split(), "head": [0, 1], "tail": [2, 3], "label": "met"}
+    assert kinds_of([pair, pair | {"tail": [4, 5]}, pair, pair | {"label": "in"}]) == [("duplicate/exact", "train", 2), ("duplicate/conflict", "train", 3)]
+    source = {"source": "guten Tag", "target": "hello"}
+    found = screen([source, source, source | {"target": "good day"}], [Duplicates()], progress="")
+    assert [(f.kind, f.action) for f in found] == [("duplicate/exact", "drop"), ("duplicate/conflict", "keep")]
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    assert kinds_of({"train": [{"messages": turns}], "test": [{"messages": [turns[0], {"role": "assistant", "content": "yes?"}]}]}) == [("leakage/exact", "train", 0)]
+
+
+@pytest.mark.parametrize("split", ["dev", "val", "valid", "eval", "test_b", "heldout"])
+def test_a_leak_is_dropped_where_it_is_learned(split):
+    rows = rows_of("the first text", "the second text")
+    for data in ({"train": rows, split: rows[1:]}, {split: rows[1:], "train": rows}):
+        assert kinds_of(data) == [("leakage/exact", "train", 1)]
+        assert len(clean(data, screen(data, [Duplicates()], progress=""))[0][split]) == 1
+
+
+def test_characters_that_nobody_sees_make_no_other_text():
+    assert kinds_of(rows_of("the rain", "the r\u200bain", "th\u00ade ra\u2060in", "the\x07 rain")) == [("duplicate/exact", "train", i) for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("data, problem", [
+    (["a", "b"], "a row is a str; give dicts"), ([{"text": "x"}, 3], "row 2: a row is a int"),
+    ([{"tokens": ["a", None], "tags": ["O", "O"]}], "row 1: the tokens of a row are not all words"),
+    ([{"tokens": ["a"]}, {"tokens": ["a", None]}], "row 2: the tokens of a row are not all words"),
+    ([{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a"], "tags": ["O", "O"]}], "row 2: 1 tokens but 2 tags"),
+    ([], "there are no rows to screen"), ({"train": [], "test": []}, "there are no rows to screen"),
+    ([{"text": "x"}, {"text": None}], "row 2: a row has neither"),
+])
+def test_what_cannot_be_screened_is_told_in_one_line(data, problem):
+    with pytest.raises(InputError, match=problem) as caught:
+        screen(data, progress="")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "text,label\n"])
+def test_an_empty_file_is_no_pass(tmp_path, text):
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(InputError, match="d.csv: there are no rows"):
+        screen(tmp_path / "d.csv", progress="")
+
+
+def test_a_large_file_of_questions_is_a_stream(tmp_path, monkeypatch):
+    rows = [{"question": f"Who is {i}?", "context": mail("ada"), "answers": {"text": ["noon"], "answer_start": [32]}} for i in range(1500)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("safetune.screening.STREAM_FROM", 1)
+    part = open_splits(tmp_path / "qa.jsonl")["train"]
+    assert isinstance(part, RowFile) and list(part) == rows
+    found = screen(tmp_path / "qa.jsonl", progress="")
+    assert found.rows == {"train": 1500} and len(found.of("personal/email")) == 1500 and not found.of("duplicate")
+
+
+def test_overlap_and_models_by_name(tmp_path):
+    "The overlap of entities is in what `screen` returns, is saved and loaded; models are taken as objects too."
+    train = [{"tokens": ["Ada", "Lee", "slept"], "tags": ["B-PER", "I-PER", "O"]}]
+    test = [{"tokens": ["ada", "lee", "met", "Bo"], "tags": ["B-PER", "I-PER", "O", "B-PER"]}, {"tokens": ["Bo", "Oslo"], "tags": ["B-PER", "O"]}]
+    data = {"train": train, "test": test}
+    found = screen(data, progress="")
+    assert "1 of 3 entities (33%) stand in train" in found.of("overlap/entities")[0].message
+    assert found.results[0].value == pytest.approx(1 / 3)
+    says = {"ada": ["B-PER", "I-PER", "O", "O"], "Bo": ["B-PER", "B-LOC"]}
+    model = SimpleNamespace(predict=lambda rows: [{"tags": says[row["tokens"][0]]} for row in rows])
+    found = screen(data, standard_detectors(model=model), progress="")
+    assert found.results[0].value == pytest.approx(entity_overlap(data, model).value) == pytest.approx(0.5)
+    found.save(tmp_path / "f.json")
+    again = Findings.load(tmp_path / "f.json")
+    assert again == found and again.results[0].parts[0].value == 1.0 and "F1 on seen" in found._repr_html_()
+    people = SimpleNamespace(predict=lambda rows: [{"entities": [{"type": "PER", "words": (0, 1), "score": 0.9}]} for _ in rows])
+    assert [(f.row, f.text, f.field) for f in screen([{"question": "Bo left?", "context": "No."}], standard_detectors(names=people), progress="").of("personal/name")] == [(0, "Bo", "question")]
+    loud = SimpleNamespace(predict=lambda rows: [{"label": "bad", "score": 0.9} for _ in rows], task=SimpleNamespace(labels=["good", "bad"]))
+    assert screen(rows_of("x"), standard_detectors(toxicity=loud, toxic=["bad"]), progress="").of("toxicity/model")
+    with pytest.raises(InputError, match="no label 'toxic'; say which mean harm; it has good, bad"):
+        standard_detectors(toxicity=loud)
+
+
+def test_a_reference_for_groups(tmp_path):
+    path = tmp_path / "shares.tsv"
+    path.write_text("column\tgroup\tshare\nage\told\t0.5\nage\tyoung\t0.5\n")
+    rows = [{"text": f"t{i}", "age": "old" if i < 10 else "young"} for i in range(200)]
+    found = screen(rows, standard_detectors(representation=Representation.read(path)), progress="").of("representation")
+    assert [f.message for f in found] == ["age 'old' is 5.0% of the rows that name one"]
+    path.write_text("column\tgroup\tshare\nage\told\tmany\n")
+    with pytest.raises(InputError, match="the share of 'old' is 'many'"):
+        Representation.read(path)
