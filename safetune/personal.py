@@ -167,9 +167,13 @@ class Recogniser:
 
     def __repr__(self): return f"Recogniser({self.kind!r}{', needs a cue' if self.cues else ''})"
 
-# %% ../nbs/10b_personal.ipynb #2822ad2c
+# %% ../nbs/10b_personal.ipynb #a084eeb6
 def resolve(matches: Iterable) -> list:   # of `Match`es that do not overlap, from left to right
     "Of overlapping matches the longest, then the surest, then the first."
+    matches = list(matches)
+    in_order = sorted(matches)
+    if all(a.end <= b.start for a, b in zip(in_order, in_order[1:])):
+        return in_order
     ordered = sorted(enumerate(matches),
                      key=lambda item: (item[1].start - item[1].end, -item[1].score, item[0]))
     taken, kept = set(), []
@@ -311,7 +315,7 @@ class Recognisers:
 
     def __repr__(self): return f"Recognisers({len(self)}: {', '.join(self.kinds)})"
 
-# %% ../nbs/10b_personal.ipynb #d5a4716b
+# %% ../nbs/10b_personal.ipynb #6f3d78f1
 _KEEP = re.compile(r"[^0-9A-Za-z]+")
 
 def characters(text: str) -> str:
@@ -337,8 +341,8 @@ CARD_PREFIXES = re.compile(   # issuer by prefix and length
 
 def is_card(text: str) -> bool:
     "A payment card number: issuer prefix with its length, and Luhn's check."
-    digits = characters(text)
-    return bool(CARD_PREFIXES.fullmatch(digits)) and is_luhn(digits) and len(set(digits)) > 1
+    digits = text if text.isalnum() else characters(text)
+    return CARD_PREFIXES.fullmatch(digits) is not None and is_luhn(digits) and digits.count(digits[0]) < len(digits)
 
 def is_iban(text: str) -> bool:
     "An IBAN: the form of its country, and 1 modulo 97 with letters as 10 to 35 (ISO 13616)."
@@ -448,9 +452,11 @@ def is_in_aadhaar(text: str) -> bool:
         check = _dihedral(check, _VERHOEFF[place % 8][int(digit)])
     return check == 0
 
-# %% ../nbs/10b_personal.ipynb #288d5c73
+# %% ../nbs/10b_personal.ipynb #dc272da0
 _CN_PROVINCES = {*"11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 "
                  "64 65 71 81 82 83".split()}
+
+_CN_WEIGHTS = tuple(pow(2, 17 - i, 11) for i in range(17))
 
 def is_cn_resident(text: str) -> bool:
     """Chinese resident id: province, birth date, check character by MOD 11-2 (GB 11643-1999, ISO/IEC 7064); or
@@ -461,7 +467,7 @@ def is_cn_resident(text: str) -> bool:
     if not re.fullmatch("[1-8][0-9]{16}[0-9X]", number) or number[:2] not in _CN_PROVINCES:
         return False
     born = int(number[6:10]), int(number[10:12]), int(number[12:14])
-    total = sum(int(digit) * pow(2, 17 - i, 11) for i, digit in enumerate(number[:17]))
+    total = sum(int(digit) * weight for digit, weight in zip(number[:17], _CN_WEIGHTS))
     return born[0] >= 1850 and is_date(*born) and "10X98765432"[total % 11] == number[17]
 
 def is_pl_pesel(text: str) -> bool:
@@ -805,7 +811,7 @@ def network_recognisers(words: WordLists) -> list:
                    has_login, score=0.97, severity="high", trigger=r"://[^\s/@?#]{1,320}@"),
     ]
 
-# %% ../nbs/10b_personal.ipynb #3017c1f0
+# %% ../nbs/10b_personal.ipynb #3ec2c6de
 ISSUED = {   # kind -> (pattern of a token by its published prefix, strings of which one occurs)
     "github": ("(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
                ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_")),
@@ -846,24 +852,27 @@ def is_secret(text: str, password: bool = False) -> bool:
 
 class Assigned:
     "The value behind the name of a secret: `password=`, `Passwort: `, `密码：`, `client_secret is`."
-    keys = ("api[_ -]?key|(?:client|app|consumer)?[_ -]?secret(?:[_ -]?access)?(?:[_ -]?key)?|(?:private|access"
-            "|account|master|signing|encryption|shared[_ -]?access)[_ -]?key|[a-z]{0,8}[_ -]?token")
+    names = ("token", "authtoken", "accesstoken", "secret", "clientsecret", "appsecret")
+    of_keys = "api secret private access account master signing encryption".split()    # ... key
     value = re.compile("[^\\s\"',;<>。，；、！？\u3400-\u9fff]{6,250}")
 
     def __init__(self, words: WordLists):
-        names = words.words("key/password")
-        bound = [re.escape(name) for name in names if len(name) < 8 and name.isascii()]
-        free = [re.escape(name) for name in names if len(name) > 7 or not name.isascii()]
-        edge = r"(?:(?<![^\W\d_])|(?<=[a-z])(?=[A-Z]))"
-        self.name = re.compile(rf"(?:(?P<word>(?i:{'|'.join(free)})|{edge}(?i:{'|'.join(bound)})|(?<=_)(?i:pass))"
-                               rf"|{edge}(?i:{self.keys}))(?:_[0-9]{{1,2}})?[\"')\]]{{0,2}}[ \t]{{0,2}}\Z")
+        def reverse(names):      # read from the sign to the left, a name is tried at one place only
+            return "|".join(re.escape(name[::-1]) for name in sorted(names, key=len, reverse=True))
+        all_words = words.words("key/password")
+        bound = [word for word in all_words if len(word) < 8 and word.isascii()]
+        free = [word for word in all_words if word not in bound]
+        edge = r"(?:(?![^\W\d_])|(?<=[A-Z])(?=[a-z]))"       # before the name: no letter, or fooBar
+        self.name = re.compile(
+            rf"[ \t]{{0,2}}[\"')\]]{{0,2}}(?:[0-9]{{1,2}}_)?(?:(?P<word>(?i:{reverse(free)})|(?i:{reverse(bound)}){edge}"
+            rf"|(?i:ssap)(?=_))|(?i:{reverse(self.names)}|yek[ _\-]?(?:{reverse(self.of_keys)})){edge})").match
 
     def __call__(self, text: str, match: re.Match) -> tuple:
         "The span of the value, or None."
         value = self.value.match(text, match.end())
         if not value or not _DIGIT(value[0]):
             return None
-        name = self.name.search(text, max(0, match.start() - 30), match.start())
+        name = self.name(text[max(0, match.start() - 40):match.start()][::-1])
         shown = value[0].rstrip(".,:!?)]}") if name else ""
         return (match.end(), match.end() + len(shown)) if is_secret(shown, bool(name and name["word"])) else None
 
@@ -955,7 +964,7 @@ def address_recognisers(words: WordLists) -> list:
                 trigger=("号",)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #a60d4118
+# %% ../nbs/10b_personal.ipynb #98f16b14
 def birth_recogniser(words: WordLists) -> list:
     "A date with a year, and a cue word close by."
     month = words.pattern("month")
@@ -981,18 +990,18 @@ def _month_numbers() -> dict:    # name in small letters -> numbers of the month
 
 def is_birth_date(text: str) -> bool:
     "A day of the calendar within the last 125 years, in one of the usual orders; `31 February` is none."
-    numbers = [(int(digits), len(digits)) for digits in re.findall("[0-9]+", text)]
-    named = [_month_numbers()[word.casefold()] for word in re.findall(r"[^\W\d_]+", text)
-             if word.casefold() in _month_numbers()]
-    year = next((n for n, length in numbers if length == 4), None)
-    rest = [n for n, length in numbers if length < 4]
+    found, today = re.findall("[0-9]+", text), date.today().year
+    named = [numbers for word in re.findall(r"[^\W\d_]+", text)
+             if (numbers := _month_numbers().get(word.casefold()))]
+    year = next((int(digits) for digits in found if len(digits) == 4), None)
+    rest = [int(digits) for digits in found if len(digits) < 4]
     if year is None and len(rest) == 3:
         year = rest.pop()
     if year is None or len(rest) != (1 if named else 2):
         return False
     years = (year,) if year > 99 else (1900 + year, 2000 + year)
     pairs = [(month, rest[0]) for month in set().union(*named)] if named else [tuple(rest), tuple(rest[::-1])]
-    return any(date.today().year - y <= 125 and is_date(y, *pair) for y in years for pair in pairs)
+    return any(today - y <= 125 and is_date(y, *pair) for y in years for pair in pairs)
 
 # %% ../nbs/10b_personal.ipynb #88114022
 def recognisers(words: Any = None,   # WordLists, or a path of one; None: those of safetune
