@@ -918,18 +918,20 @@ def key_recognisers(words: WordLists) -> list:
              "令是", "令为", "oken is", "ecret is", "ey is"), refine=Assigned(words), score=0.8, digits=True),
     ]
 
-# %% ../nbs/10b_personal.ipynb #a5c1ba3b
+# %% ../nbs/10b_personal.ipynb #f92ef801
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
     leads = [word for word in words.words("address") if not word.isascii()]
     return re.compile("|".join(leads)), re.compile(words.pattern("province"))
 
+_BEFORE_STREET = re.compile("[\u4e00-\u53f6\u53f8-\u9fff0-9A-Za-z]*").match
+
 def grow_chinese(text: str, match: re.Match) -> tuple:
     "From `路88号` back to the province, or to the word that introduces the address; at most 30 characters."
     lead, province = _chinese_parts()
     start = match.start()
-    left = re.match("[\u4e00-\u53f6\u53f8-\u9fff0-9A-Za-z]*", text[max(0, start - 30):start][::-1])[0][::-1]
+    left = _BEFORE_STREET(text[max(0, start - 30):start][::-1])[0][::-1]
     place = max((m.end() for m in lead.finditer(left)), default=0)
     head = province.search(left, place)
     name = left[head.start():] if head else left[place:].lstrip("在于是到")
@@ -1228,20 +1230,34 @@ class Redactor(logging.Filter):
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
         return True
 
-# %% ../nbs/10b_personal.ipynb #4c649c81
+# %% ../nbs/10b_personal.ipynb #cc29a4bb
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _digits(rng: random.Random, n: int) -> str:
     return "".join(rng.choices("0123456789", k=n))
 
+_ALPHABETS = ("0123456789", LETTERS.lower(), LETTERS, "абвгдежзиклмнопрстуфхцчшэюя", "АБВГДЕЖЗИКЛМНОПРСТУФХЦЧШЭЮЯ",
+              "αβγδεζηθικλμνξοπρστυφχψω", "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩ", "אבגדהוזחטיכלמנסעפצקרשת",
+              "ابتثجحخدذرزسشصضطظعغفقكلمنهوي", "अआइईउएकखगघचछजटडतदनपफबभमयरलवसह",
+              "アイウエオカキクケコサシスセソタチツテトナニノハヒフヘホマミムメモヤユヨラリルレロワ",
+              "あいうえおかきくけこさしすせそたちつてとなにのはひふへほまみむめもやゆよらりるれろわ",
+              "김이박최정강조윤장임한오서신권황안송전홍유민수지현영준성호은아진우재경희석",
+              "安白程丁方高国海和华江金康李林明宁平青石松天文武夏新雅永云中")
+_SCRIPTS = (("А", "ӿ", 3), ("Ͱ", "Ͽ", 5), ("\u0590", "\u05ff", 7), ("\u0600", "\u06ff", 8), ("\u0900", "\u097f", 9),
+            ("\u30a0", "\u30ff", 10), ("\u3040", "\u309f", 11), ("\uac00", "\ud7af", 12), ("\u3400", "\u9fff", 13))
+
+def _alphabet(character: str) -> str:    # empty for a sign
+    "Characters of the same class: a digit, or a letter of the script and case (Latin where no other is known)."
+    if not character.isalnum() or character in "0123456789":
+        return _ALPHABETS[0] if character.isalnum() else ""
+    if not character.isalpha():
+        return _ALPHABETS[0]
+    place = next((place for first, last, place in _SCRIPTS if first <= character <= last), 1)
+    return _ALPHABETS[place + (character.isupper() and place in (1, 3, 5))]
+
 def _like(text: str, rng: random.Random) -> str:
     "Other characters of the same class, one for one."
-    pools = ("0123456789", LETTERS.lower(), LETTERS)
-    out = []
-    for character in text:
-        pool = next((pool for pool in pools if character in pool), "")
-        out.append(rng.choice(pool) if pool else "x" if character.isalpha() else character)
-    return "".join(out)
+    return "".join(rng.choice(pool) if (pool := _alphabet(character)) else character for character in text)
 
 def _solved(template: str,                     # "?" stands for a check character
             valid: Callable,                   # the rule
@@ -1264,7 +1280,7 @@ def _ascii(name: str) -> str:
     apart = unicodedata.normalize("NFKD", name.lower())
     return "".join(c for c in apart if c.isascii() and c.isalpha()) or "user"
 
-# %% ../nbs/10b_personal.ipynb #7e4a97b7
+# %% ../nbs/10b_personal.ipynb #491fd794
 AREAS = "201 202 212 303 312 404 415 503 512 602 617 619 702 713 801 916".split()    # of real cities
 
 def _calling_code(text, digits, plus):
@@ -1283,6 +1299,8 @@ def _calling_code(text, digits, plus):
 def _make_phone(text, rng, names):
     "A number of a range for fiction in a usual notation."
     digits, plus = re.sub("[^0-9]", "", text), "+" in text or text.lstrip("(").startswith("00")
+    if not digits:                        # no number at all, such as one written in words
+        return _like(text, rng)
     code = _calling_code(text, digits, plus)
     national = digits.removeprefix("00").removeprefix(code) if plus else digits.lstrip("0")
     mobile = {"44": "7", "49": "1", "33": "67", "86": "1"}.get(code, "")
@@ -1296,7 +1314,7 @@ def _make_phone(text, rng, names):
         return ("0" if digits[0] == "0" else "1-" if len(digits) == 11 and code == "1" else "") + new
     return f"+{code or '1'} {new}"
 
-# %% ../nbs/10b_personal.ipynb #ca713d5b
+# %% ../nbs/10b_personal.ipynb #f234d3e6
 TEST_CARDS = {"34": "3714", "37": "3782", "2": "222300", "5": "520082", "6011": "601111", "64": "601111",
               "65": "601111", "35": "356600", "30": "305693", "36": "361489", "38": "305693", "39": "305693",
               "62": "620000", "6": "676300", "50": "676300", "58": "676300", "4": "400000"}
@@ -1327,12 +1345,19 @@ def _make_mac(text, rng, names):
     return "02" + "".join(rng.choices("0123456789ABCDEF", k=10))
 
 def _make_url(text, rng, names):
-    scheme = text.partition("://")[0]
+    scheme, found, rest = text.partition("://")
+    login = rest.rpartition("@")[0]
+    if not found:
+        return _like(text, rng)
+    if login and ":" not in login:        # a token or a user alone
+        return f"{scheme}://{_like(login, rng)}@host.example.org"
     return f"{scheme}://user{_digits(rng, 4)}:{_like('aA0aA0aA0a', rng)}@host.example.org"
 
 def _make_key(text, rng, names):
     "The prefix that tells the issuer stays, the rest is drawn anew."
-    head = re.match(r"AKIA|ASIA|gh[pousr]_|github_pat_|xox[a-z]-|xapp-|sk-(?:[a-z]{2,8}-)?|AIza|eyJ"
+    head = re.match(r"AKIA|ASIA|gh[pousr]_|github_pat_|xox[a-z]-|xapp-|sk-(?:[a-z]{2,8}-)?|AIza|eyJ|GOCSPX-|ya29\."
+                    r"|hf_|api_org_|gl[a-z]{2,6}-|[sr]k_(?:live|test)_|whsec_|npm_|pypi-|SG\.|shp[a-z]{2}_|do[opr]_v1_"
+                    r"|hv[sbr]\.|dckr_[a-z]{3}_|ATATT3|gsk_|xai-|r8_|dapi|nvapi-|pplx-"
                     r"|https://hooks\.slack\.com/services/|-----BEGIN [A-Z0-9 ]*-----", text)
     tail = re.search(r"-----END [A-Z0-9 ]*-----$", text)
     first, last = head.end() if head else 0, tail.start() if tail else len(text)
@@ -1343,7 +1368,7 @@ def _make_key(text, rng, names):
         new = re.sub(r"\....", ".eyJ", new, count=1)
     return text[:first] + new + text[last:]
 
-# %% ../nbs/10b_personal.ipynb #457f1ad3
+# %% ../nbs/10b_personal.ipynb #c5af155d
 def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this draw has no check character
     "A national id by its rule."
     old, rule, d = characters(text), ID_RULES.get(kind), partial(_digits, rng)
@@ -1364,7 +1389,8 @@ def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this
                             f"{born.day + rng.choice((0, 40)):02d}{rng.choice('ABCDEFGHIL')}{d(3)}?",
                 "id/nl_bsn": d(max(1, len(old) - 1)) + "?", "id/br_cpf": d(9) + "??",
                 "id/in_aadhaar": rng.choice("23456789") + d(10) + "?",
-                "id/cn_resident": rng.choice(sorted(_CN_PROVINCES)) + f"{d(4)}{born:%Y%m%d}{d(3)}?",
+                "id/cn_resident": rng.choice(sorted(_CN_PROVINCES)) +
+                                  (f"{d(4)}{born:%y%m%d}{d(3)}" if len(old) == 15 else f"{d(4)}{born:%Y%m%d}{d(3)}?"),
                 "id/cn_uscc": f"{old[:2]}{rng.choice(sorted(_CN_PROVINCES))}0000MA{d(7)}?",
                 "id/cn_passport": f"E{rng.choice('ABCDEFGH')}{d(7)}",
                 "id/cn_permit": f"{old[:1]}{d(max(8, len(old) - 1))}",
@@ -1426,7 +1452,7 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #734811cd
+# %% ../nbs/10b_personal.ipynb #63f499a4
 class NamePool:
     "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
@@ -1470,10 +1496,17 @@ class NamePool:
         return new.upper() if word.isupper() and len(word) > 1 else new.lower() if word.islower() else new
 
     def chinese(self, name: str, rng: random.Random) -> str:
-        "Another surname and given name; of the same gender where the list knows it."
-        given = self.index.get(name[1:], self.index.get(name[2:], ()))
-        pool = self.by_cell[given[0]] if given else self.by_role["given"]
-        return rng.choice(self.by_role["surname"]) + rng.choice(pool)
+        """Another surname and given name, each of as many characters as the old one has; the given name of the
+        same gender and origin where the list knows it. Without a list for it, characters of given names."""
+        surnames = self.by_role["surname"]
+        two = len(name) > 3 or (len(name) > 2 and name[:2] in surnames)
+        first = name[:1 + two] if len(name) < 5 else ""             # five and more: no surname is told apart
+        known = self.index.get(name[len(first):], ())
+        pool = next((self.by_cell[cell] for cell in known if cell[0] == "given"), self.by_role["given"])
+        short = [one for one in self.by_role["given"] if len(one) == len(name) - len(first)]
+        given = [one for one in pool if len(one) == len(name) - len(first)] or short
+        rest = rng.choice(given) if given else "".join(rng.choices("".join(self.by_role["given"]), k=len(name) - len(first)))
+        return (rng.choice([one for one in surnames if len(one) == len(first)]) if first else "") + rest
 
 # %% ../nbs/10b_personal.ipynb #835c4071
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
@@ -1503,7 +1536,7 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #20b70f22
+# %% ../nbs/10b_personal.ipynb #438cb82a
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
@@ -1516,8 +1549,9 @@ class Pseudonyms:
         whole = isinstance(seed, bytes)
         self._key = seed if whole else hashlib.sha256(f"safetune {seed!r}".encode()).digest()
         self.pool, self.documents, self._memory = NamePool(names, language), documents, OrderedDict()
-        latin = self.pool if self.pool.joint else NamePool()
-        self._latin = {role: latin.by_role[role] for role in ("given", "surname")}
+        self._western = self.pool if self.pool.joint else NamePool()
+        self._chinese = NamePool(language="zh") if self.pool.joint else self.pool
+        self._latin = {role: self._western.by_role[role] for role in ("given", "surname")}
 
     def _digest(self, *parts: str) -> bytes:
         "HMAC-SHA-256 of the parts, each with its length in front."
@@ -1547,9 +1581,12 @@ class Pseudonyms:
             if same != old and not taken and not inside:
                 memory.given[key] = new
                 memory.used.add((kind, same))
-        if key not in memory.given:                 # the format has no value left: say so, but stay distinct
-            memory.given[key] = f"[{kind.upper()} {len(memory.used) + 1}]"
-            memory.used.add((kind, normal(memory.given[key], kind)))
+        for number in itertools.count(len(memory.used) + 1) if key not in memory.given else ():
+            new = f"[{kind.upper()} {number}]"      # the format has no value left: say so, but stay distinct
+            if normal(new, kind) != old and (kind, normal(new, kind)) not in memory.used:
+                memory.given[key] = new
+                memory.used.add((kind, normal(new, kind)))
+                break
         return memory.given[key]
 
     def replace(self,
@@ -1557,7 +1594,10 @@ class Pseudonyms:
                 kind: str,            # its kind, such as "email", "id/us_ssn" or "name"
                 document: str = "",   # within which pseudonyms are consistent
                ) -> str:
-        "The pseudonym of a text. Signs around what was found stay."
+        "The pseudonym of a text. Signs around what was found stay. Raises `InputError` for anything but texts."
+        for thing in (text, kind, document):
+            if not isinstance(thing, str):
+                raise InputError(f"a {type(thing).__name__} where a text should be", "give strings")
         first, last = _inside(text, kind)
         value, head = plain(text[first:last]), kind.partition("/")[0]
         if head == "name":
@@ -1578,7 +1618,7 @@ class Pseudonyms:
 
     def __repr__(self): return f"Pseudonyms({len(self.pool.index)} names, {len(self._memory)} documents)"
 
-# %% ../nbs/10b_personal.ipynb #e6caaf26
+# %% ../nbs/10b_personal.ipynb #e81fdac7
 def _inside(text: str, kind: str) -> tuple:
     "The span of the personal data in a text: what is recognised in it, else all but the signs around it."
     if kind != "name":
@@ -1592,11 +1632,11 @@ def _inside(text: str, kind: str) -> tuple:
         end -= 1
     return (start, end) if start < end else (0, len(text))
 
+_NAME_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
 def _name(self: Pseudonyms, text: str, document: str) -> str:
     "A name, word by word; a Chinese one whole."
-    if re.fullmatch("[\u3400-\u9fff]{2,4}", text) and not self.pool.joint:
-        return self._core(text, "name", document, lambda rng, attempt: self.pool.chinese(text, rng))
-    words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)
+    words = _NAME_WORD.findall(text)
     counted = [word for word in words if word.lower() not in NamePool.particles]
     place = itertools.count()
 
@@ -1607,10 +1647,14 @@ def _name(self: Pseudonyms, text: str, document: str) -> str:
         role = "given" if next(place) == 0 and len(counted) > 1 else "surname"
         if len(word) == 1 and word.isascii():
             return self._core(word, "name/initial", document, lambda rng, attempt: _like(word, rng))
+        if re.fullmatch("[\u3400-\u9fff]+", word):
+            return self._core(word, "name", document, lambda rng, attempt: self._chinese.chinese(word, rng))
+        if _alphabet(word[0]) not in _ALPHABETS[1:3]:       # a script without a list of names
+            return self._core(word, "name", document, lambda rng, attempt: _like(word, rng))
         new = self._core(word, "name", document,
-                         lambda rng, attempt: self.pool.draw(word, role, rng, attempt > 60))
+                         lambda rng, attempt: self._western.draw(word, role, rng, attempt > 60))
         return new.upper() if word.isupper() and len(word) > 1 else new.lower() if word.islower() else new
-    new = re.sub(r"[^\W\d_]+(?:['’][^\W\d_]+)*", word_for, text)
+    new = _NAME_WORD.sub(word_for, text)
     return new if new != text else self._core(text, "name", document, lambda rng, attempt: _like(text, rng))
 
 Pseudonyms._name = _name
