@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['CARD_PREFIXES', 'ID_RULES', 'CN_PLATE', 'FICTIONAL_PHONES', 'SEVEN_DIGITS', 'GROUPED_CARD', 'LETTERS_ABROAD',
-           'ISSUED', 'COLOURS', 'KIND_NAMES', 'LETTERS', 'AREAS', 'TEST_CARDS', 'NUMBERS', 'MAKERS', 'WordLists',
-           'standard_words', 'iban_forms', 'Match', 'cue_pattern', 'Recogniser', 'resolve', 'plain', 'without_hidden',
-           'Recognisers', 'characters', 'is_luhn', 'is_card', 'is_iban', 'is_date', 'is_us_ssn', 'is_uk_nino',
-           'mod_11_10', 'is_de_tax', 'is_fr_nir', 'is_es_dni', 'is_it_cf', 'is_nl_bsn', 'is_br_cpf', 'is_in_aadhaar',
-           'is_cn_resident', 'is_pl_pesel', 'is_se_personnummer', 'uscc_check', 'is_cn_uscc', 'is_cn_passport',
-           'is_cn_permit', 'is_cn_plate', 'is_phone', 'not_a_date', 'national_phone', 'cued_phone', 'phone_recognisers',
-           'trim_email', 'whole_iban', 'international_email', 'account_recognisers', 'is_bank_card', 'chinese_papers',
-           'id_recognisers', 'is_ip', 'is_big_ip', 'is_mac', 'whole_key', 'has_login', 'network_recognisers',
-           'is_mixed', 'is_secret', 'Assigned', 'is_basic', 'key_recognisers', 'grow_chinese', 'address_recognisers',
-           'birth_recogniser', 'is_birth_date', 'recognisers', 'standard_recognisers', 'find_personal', 'Marked',
-           'word_span', 'PersonalData', 'FromPresidio', 'presidio', 'mask', 'redact', 'Redactor', 'NamePool', 'normal',
-           'Pseudonyms', 'rewrite']
+           'ISSUED', 'LETTERS_ONLY', 'COLOURS', 'KIND_NAMES', 'LETTERS', 'AREAS', 'TEST_CARDS', 'NUMBERS', 'MAKERS',
+           'WordLists', 'standard_words', 'iban_forms', 'Match', 'cue_pattern', 'Recogniser', 'resolve', 'plain',
+           'without_hidden', 'Recognisers', 'characters', 'is_luhn', 'is_card', 'is_iban', 'is_date', 'is_us_ssn',
+           'is_uk_nino', 'mod_11_10', 'is_de_tax', 'is_fr_nir', 'is_es_dni', 'is_it_cf', 'is_nl_bsn', 'is_br_cpf',
+           'is_in_aadhaar', 'is_cn_resident', 'is_pl_pesel', 'is_se_personnummer', 'uscc_check', 'is_cn_uscc',
+           'is_cn_passport', 'is_cn_permit', 'is_cn_plate', 'is_phone', 'not_a_date', 'national_phone', 'cued_phone',
+           'phone_recognisers', 'trim_email', 'whole_iban', 'international_email', 'account_recognisers',
+           'is_bank_card', 'chinese_papers', 'id_recognisers', 'is_ip', 'is_big_ip', 'is_mac', 'whole_key', 'has_login',
+           'network_recognisers', 'is_mixed', 'is_secret', 'Assigned', 'is_basic', 'key_recognisers', 'grow_chinese',
+           'address_recognisers', 'birth_recogniser', 'is_birth_date', 'recognisers', 'standard_recognisers',
+           'find_personal', 'Marked', 'word_span', 'PersonalData', 'FromPresidio', 'presidio', 'mask', 'redact',
+           'Redactor', 'NamePool', 'normal', 'Pseudonyms', 'rewrite']
 
 # %% ../nbs/10b_personal.ipynb #e2216354
 import base64
@@ -584,7 +584,7 @@ def cued_phone(text: str) -> bool:
     digits = re.sub("[^0-9]", "", text)
     return 7 <= len(digits) <= 14 and len(set(digits)) > 2 and not_a_date(text)
 
-# %% ../nbs/10b_personal.ipynb #e4c21f84
+# %% ../nbs/10b_personal.ipynb #21c241ab
 SEVEN_DIGITS = r"[0-9](?:[ ./()\-]{0,3}[0-9]){6}"     # trigger: seven digits close together
 
 def phone_recognisers(words: WordLists) -> list:
@@ -605,15 +605,21 @@ def phone_recognisers(words: WordLists) -> list:
               score=0.8),
         phone(r"(?<![0-9A-Za-z+/.,=\-])(?:86[ -]?)?1[3-9][0-9](?:[0-9]{8}|([ -])[0-9]{4}\1[0-9]{4})"
               r"(?![0-9A-Za-z]|[.,\-][0-9])", cn, score=0.85),
+        phone(r"(?<![0-9A-Za-z+(])\([1-9][0-9]\) ?9?[0-9]{4}[ \-][0-9]{4}(?![0-9]|[.\-][0-9])",
+              partial(is_phone, regions=("BR",)), score=0.85),
+        phone(r"(?<![0-9A-Za-z+(.,/\-])8[ \-]?\(?9[0-9]{2}\)?[ \-]?[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{2}(?![0-9])",
+              partial(is_phone, regions=("RU",)), score=0.85),
         phone(r"(?<![0-9A-Za-z+(/.,])\(?[0-9](?:[ ./()\-]{0,2}[0-9]){6,13}(?![0-9])", cued_phone,
               words.words("phone"), score=0.75, reach=(25, 0)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #c2fca0dd
+# %% ../nbs/10b_personal.ipynb #17e873d3
 def trim_email(text: str, match: re.Match) -> tuple:
     "The span of an address without leading or trailing signs that sentences leave there."
     start, at = match.start(), text.index("@", match.start())
     if text.endswith("://", 0, start) and not text.endswith("mailto://", 0, start):    # user@host of a URL
+        return None
+    if text.startswith("git@", start) and text.startswith(":", match.end()):           # git@host:folder
         return None
     while start < at and not (text[start].isalnum() or text[start] == "_"):
         start += 1
@@ -635,7 +641,7 @@ def _iban_span(country: str) -> re.Pattern:
     return re.compile(rf"[A-Za-z]{{2}}(?:[ \-]?[A-Za-z0-9]){{{sum(map(int, parts))}}}(?![A-Za-z0-9])")
 
 GROUPED_CARD = (r"(?<![0-9A-Za-z_/.,])(?:[0-9]{12,19}"
-                r"|[0-9]{4}([ .\-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
+                r"|[0-9]{4}[ .\-]{1,2}[0-9]{4}[ .\-]{1,2}[0-9]{4}[ .\-]{1,2}[0-9]{4}(?:[ .\-][0-9]{3})?"
                 r"|[0-9]{4}[ .\-][0-9]{6}[ .\-][0-9]{4,5})(?![0-9A-Za-z_])")
 
 # letters of other scripts than Latin without accents: ranges without the signs between them
@@ -750,7 +756,7 @@ def id_recognisers(words: WordLists) -> list:
         one("se_personnummer", "(?:19|20)?[0-9]{6}[0-9]{4}", cue=True),
     ]
 
-# %% ../nbs/10b_personal.ipynb #a540b186
+# %% ../nbs/10b_personal.ipynb #7d0e2102
 def is_ip(text: str) -> bool:
     "An address that can belong to somebody: no loopback, no unspecified address, no netmask."
     if ":" not in text:
@@ -794,7 +800,7 @@ def has_login(text: str) -> bool:
 def network_recognisers(words: WordLists) -> list:
     "Recognisers of IP and MAC addresses and of URLs with credentials."
     octet = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-    v4 = rf"(?<![0-9A-Za-z.])(?<![Vv]ersion )(?<![Rr]elease ){octet}(?:\.{octet}){{3}}(?![0-9A-Za-z]|\.[0-9])"
+    v4 = rf"(?<![0-9A-Za-z.])(?<![Vv]ersion )(?<![Rr]elease )(?<![Cc]hapter )(?<![Ss]ection ){octet}(?:\.{octet}){{3}}(?![0-9A-Za-z]|\.[0-9])"
     ip = partial(Recogniser, "ip", severity="low", digits=True)
     dots, colons = r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", r":(?<=[0-9A-Fa-f]:)[0-9A-Fa-f]{0,4}:"
     return [
@@ -811,18 +817,12 @@ def network_recognisers(words: WordLists) -> list:
                    has_login, score=0.97, severity="high", trigger=r"://[^\s/@?#]{1,320}@"),
     ]
 
-# %% ../nbs/10b_personal.ipynb #3ec2c6de
+# %% ../nbs/10b_personal.ipynb #daf64685
 ISSUED = {   # kind -> (pattern of a token by its published prefix, strings of which one occurs)
-    "github": ("(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
-               ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_")),
-    "google": (r"(?:AIza[0-9A-Za-z_\-]{35}|GOCSPX-[0-9A-Za-z_\-]{28}|ya29\.[0-9A-Za-z_\-]{20,400})",
-               ("AIza", "GOCSPX-", "ya29.")),
-    "huggingface": ("(?:hf_|api_org_)[A-Za-z0-9]{30,60}", ("hf_", "api_org_")),
     "gitlab": (r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|imt|agent|oas|ffct)-[A-Za-z0-9_\-.]{20,300}",
                ("glpat-", "glptt-", "gldt-", "glrt-", "glcbt-", "glsoat-", "glft-", "glimt-", "glagent-",
                 "gloas-", "glffct-")),
     "stripe": ("(?:(?:sk|rk)_(?:live|test)|whsec)_[A-Za-z0-9+/]{16,250}", ("_live_", "_test_", "whsec_")),
-    "npm": ("npm_[A-Za-z0-9]{36}", ("npm_",)),
     "pypi": (r"pypi-[A-Za-z0-9_\-]{40,400}", ("pypi-",)),
     "sendgrid": (r"SG\.[A-Za-z0-9_\-]{16,32}\.[A-Za-z0-9_\-]{16,64}", ("SG.",)),
     "shopify": ("shp(?:at|ca|pa|ss|ua)_[0-9a-fA-F]{32}", ("shp",)),
@@ -835,6 +835,14 @@ ISSUED = {   # kind -> (pattern of a token by its published prefix, strings of w
     "model": ("(?:gsk_[A-Za-z0-9]{40,80}|xai-[A-Za-z0-9]{60,120}|r8_[A-Za-z0-9]{37,40}|dapi[0-9a-f]{32}"
               "|nvapi-[A-Za-z0-9_\\-]{50,100}|pplx-[A-Za-z0-9]{40,80})",
               ("gsk_", "xai-", "r8_", "dapi", "nvapi-", "pplx-")),     # hosts of models
+}
+LETTERS_ONLY = {   # tokens that may hold no digit
+    "github": ("(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
+               ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_")),
+    "google": (r"(?:AIza[0-9A-Za-z_\-]{35}|GOCSPX-[0-9A-Za-z_\-]{28}|ya29\.[0-9A-Za-z_\-]{20,400})",
+               ("AIza", "GOCSPX-", "ya29.")),
+    "huggingface": ("(?:hf_|api_org_)[A-Za-z0-9]{30,60}", ("hf_", "api_org_")),
+    "npm": ("npm_[A-Za-z0-9]{36}", ("npm_",)),
 }
 
 def is_mixed(text: str) -> bool:
@@ -876,7 +884,7 @@ class Assigned:
         shown = value[0].rstrip(".,:!?)]}") if name else ""
         return (match.end(), match.end() + len(shown)) if is_secret(shown, bool(name and name["word"])) else None
 
-# %% ../nbs/10b_personal.ipynb #fd6c91c6
+# %% ../nbs/10b_personal.ipynb #315eaff0
 def is_basic(text: str) -> bool:
     "User name and password as HTTP sends them (RFC 7617): base64 of two parts with a colon between."
     try:
@@ -897,6 +905,8 @@ def key_recognisers(words: WordLists) -> list:
             validate=is_mixed, cues=words.words("key/aws"), score=0.9),
         *(key(name, edge + pattern + end, trigger, validate=is_mixed)
           for name, (pattern, trigger) in ISSUED.items()),
+        *(key(name, edge + pattern + end, trigger, validate=lambda text: len(set(text)) > 8)
+          for name, (pattern, trigger) in LETTERS_ONLY.items()),
         key("azure", "(?<=Key=)[A-Za-z0-9+/]{40,90}={0,2}|(?<=sig=)[A-Za-z0-9%+/]{40,100}={0,2}",
             ("AccountKey=", "AccessKey=", "sig="), validate=is_mixed),
         key("slack", f"{edge}(?:xox[abceoprs]-[A-Za-z0-9\\-]{{10,250}}|xapp-[A-Za-z0-9\\-]{{10,250}}){end}"
@@ -911,14 +921,15 @@ def key_recognisers(words: WordLists) -> list:
             ("earer ", "EARER "), validate=is_mixed, refine=value, score=0.9),
         key("basic", r"[Bb](?<![A-Za-z][Bb])(?i:asic)[ \t]{1,3}(?P<value>[A-Za-z0-9+/]{8,400}={0,2})(?![A-Za-z0-9])",
             ("asic ", "ASIC "), validate=is_basic, refine=value, score=0.9),
-        key("assigned", r"[:=](?!//)[:=>]?[ \t]{0,2}[\"']?", r"[:=](?<=[^\W0-9][:=]|[\"')\] ][:=])(?!//)[:=>]?[ \t]{0,2}"
+        key("assigned", r"[:=>](?!//)[:=>]?[ \t]{0,2}[\"']?", r"[:=>](?<=[^\W0-9][:=>]|[\"')\] ][:=>])(?!//)[:=>]?[ \t]{0,2}"
             r"[\"']?[^\s\"',;:]{6}", refine=Assigned(words), score=0.85, digits=True),
-        key("assigned", r" (?:is|ist|est|es|è|é|är|er|was|lautet) [\"']?|[是为為]",
-            ("assword ", "asswort ", "ennwort ", "passe ", "seña ", "asscode ", "码是", "码为", "碼是", "碼為",
+        key("assigned", r" (?:is|ist|est|es|è|é|är|er|was|lautet) [\"']?|[是为為]"
+            r"|(?<=--password) |(?<=--token) |(?<=--secret) |(?<=--api-key) ",
+            ("assword ", "asswort ", "ennwort ", "passe ", "seña ", "asscode ", "--token ", "--secret ", "--api-key ", "码是", "码为", "碼是", "碼為",
              "令是", "令为", "oken is", "ecret is", "ey is"), refine=Assigned(words), score=0.8, digits=True),
     ]
 
-# %% ../nbs/10b_personal.ipynb #f92ef801
+# %% ../nbs/10b_personal.ipynb #5f892de6
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
@@ -954,7 +965,7 @@ def address_recognisers(words: WordLists) -> list:
     address = partial(Recogniser, "address", digits=True)
     return [
         address(rf"(?<![0-9A-Za-z_#$£€.,:/\-])[0-9]{{1,5}}[A-Za-z]?,? (?:{name} ){{1,4}}(?:{street})"
-                rf"(?![A-Za-z0-9])\.?{tail}", score=0.75, trigger=r"[0-9][A-Za-z]?,? [A-Z0-9]"),
+                rf"(?![A-Za-z0-9])\.?(?: (?:[NS][EW]?|[EW])(?![A-Za-z0-9.]))?{tail}", score=0.75, trigger=r"[0-9][A-Za-z]?,? [A-Z0-9]"),
         address(r"(?<![A-Za-z])(?:(?:P\. ?O\. ?|PO |Post Office )Box [0-9]{1,6}(?![0-9])"
                 r"|Postfach [0-9 ]{2,8}[0-9])", score=0.8, trigger=("Box ", "Postfach ")),
         address(rf"{not_letter}(?:{cap}(?:{one})|{part}(?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)){house}"
@@ -1452,7 +1463,7 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #63f499a4
+# %% ../nbs/10b_personal.ipynb #44f0273e
 class NamePool:
     "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
@@ -1503,10 +1514,11 @@ class NamePool:
         first = name[:1 + two] if len(name) < 5 else ""             # five and more: no surname is told apart
         known = self.index.get(name[len(first):], ())
         pool = next((self.by_cell[cell] for cell in known if cell[0] == "given"), self.by_role["given"])
-        short = [one for one in self.by_role["given"] if len(one) == len(name) - len(first)]
-        given = [one for one in pool if len(one) == len(name) - len(first)] or short
-        rest = rng.choice(given) if given else "".join(rng.choices("".join(self.by_role["given"]), k=len(name) - len(first)))
-        return (rng.choice([one for one in surnames if len(one) == len(first)]) if first else "") + rest
+        last = name[len(first):]
+        fits = [[one for one in given if len(one) == len(last) and one != last]
+                for given in (pool, self.by_role["given"])]
+        rest = rng.choice(fits[0] or fits[1] or [""]) or "".join(rng.choices("".join(pool), k=len(last)))
+        return rng.choice([one for one in surnames if len(one) == len(first) and one != first] or [""]) + rest
 
 # %% ../nbs/10b_personal.ipynb #835c4071
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
