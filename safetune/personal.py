@@ -221,7 +221,8 @@ def plain(text: str) -> str:    # of the same length
         return text
     return _RUN.sub(lambda run: run[0].translate(table) if _LATIN(run[0]) else run[0], text)
 
-# %% ../nbs/10b_personal.ipynb #25ab512f
+# %% ../nbs/10b_personal.ipynb #850a9874
+_DIGIT = re.compile("[0-9]").search
 _HIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u0300-\u036f\u061c\u115f\u1160\u17b4\u17b5"
                      "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
                      "\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+")
@@ -236,9 +237,7 @@ def without_hidden(text: str) -> tuple:    # (text, function from a place in it 
         shifts.append(shifts[-1] + at - match.start())
     return "".join(pieces) + text[at:], lambda place: place + shifts[bisect_right(places, place) - 1]
 
-# %% ../nbs/10b_personal.ipynb #5915fe2a
-_DIGIT = re.compile("[0-9]").search
-
+# %% ../nbs/10b_personal.ipynb #003ee80d
 class Recognisers:
     "Recognisers that look together. It can be extended, and every change counts from the next text on."
     def __init__(self,
@@ -315,7 +314,7 @@ class Recognisers:
 
     def __repr__(self): return f"Recognisers({len(self)}: {', '.join(self.kinds)})"
 
-# %% ../nbs/10b_personal.ipynb #6f3d78f1
+# %% ../nbs/10b_personal.ipynb #de991753
 _KEEP = re.compile(r"[^0-9A-Za-z]+")
 
 def characters(text: str) -> str:
@@ -342,7 +341,8 @@ CARD_PREFIXES = re.compile(   # issuer by prefix and length
 def is_card(text: str) -> bool:
     "A payment card number: issuer prefix with its length, and Luhn's check."
     digits = text if text.isalnum() else characters(text)
-    return CARD_PREFIXES.fullmatch(digits) is not None and is_luhn(digits) and digits.count(digits[0]) < len(digits)
+    return (CARD_PREFIXES.fullmatch(digits) is not None and is_luhn(digits)
+            and digits.count(digits[0]) < len(digits))
 
 def is_iban(text: str) -> bool:
     "An IBAN: the form of its country, and 1 modulo 97 with letters as 10 to 35 (ISO 13616)."
@@ -452,18 +452,19 @@ def is_in_aadhaar(text: str) -> bool:
         check = _dihedral(check, _VERHOEFF[place % 8][int(digit)])
     return check == 0
 
-# %% ../nbs/10b_personal.ipynb #dc272da0
+# %% ../nbs/10b_personal.ipynb #fd8dc50a
 _CN_PROVINCES = {*"11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 "
                  "64 65 71 81 82 83".split()}
 
 _CN_WEIGHTS = tuple(pow(2, 17 - i, 11) for i in range(17))
 
 def is_cn_resident(text: str) -> bool:
-    """Chinese resident id: province, birth date, check character by MOD 11-2 (GB 11643-1999, ISO/IEC 7064); or
-    the older one of 15 digits with a year of two digits and no check character (GB 11643-1989)."""
+    """Chinese resident id: province, birth date, check character by MOD 11-2 (GB 11643-1999, ISO/IEC 7064);
+    or the older one of 15 digits, with a year of two digits and no check character (GB 11643-1989)."""
     number = characters(text)
     if re.fullmatch("[1-8][0-9]{14}", number):
-        return number[:2] in _CN_PROVINCES and is_date(1900 + int(number[6:8]), *map(int, (number[8:10], number[10:12])))
+        born = 1900 + int(number[6:8]), int(number[8:10]), int(number[10:12])
+        return number[:2] in _CN_PROVINCES and is_date(*born)
     if not re.fullmatch("[1-8][0-9]{16}[0-9X]", number) or number[:2] not in _CN_PROVINCES:
         return False
     born = int(number[6:10]), int(number[10:12]), int(number[12:14])
@@ -584,7 +585,7 @@ def cued_phone(text: str) -> bool:
     digits = re.sub("[^0-9]", "", text)
     return 7 <= len(digits) <= 14 and len(set(digits)) > 2 and not_a_date(text)
 
-# %% ../nbs/10b_personal.ipynb #21c241ab
+# %% ../nbs/10b_personal.ipynb #4e8c4fb1
 SEVEN_DIGITS = r"[0-9](?:[ ./()\-]{0,3}[0-9]){6}"     # trigger: seven digits close together
 
 def phone_recognisers(words: WordLists) -> list:
@@ -607,13 +608,14 @@ def phone_recognisers(words: WordLists) -> list:
               r"(?![0-9A-Za-z]|[.,\-][0-9])", cn, score=0.85),
         phone(r"(?<![0-9A-Za-z+(])\([1-9][0-9]\) ?9?[0-9]{4}[ \-][0-9]{4}(?![0-9]|[.\-][0-9])",
               partial(is_phone, regions=("BR",)), score=0.85),
-        phone(r"(?<![0-9A-Za-z+(.,/\-])8[ \-]?\(?9[0-9]{2}\)?[ \-]?[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{2}(?![0-9])",
+        phone(r"(?<![0-9A-Za-z+(.,/\-])8[ \-]?\(?9[0-9]{2}\)?[ \-]?[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{2}"
+              r"(?![0-9])",
               partial(is_phone, regions=("RU",)), score=0.85),
         phone(r"(?<![0-9A-Za-z+(/.,])\(?[0-9](?:[ ./()\-]{0,2}[0-9]){6,13}(?![0-9])", cued_phone,
               words.words("phone"), score=0.75, reach=(25, 0)),
     ]
 
-# %% ../nbs/10b_personal.ipynb #5d017f79
+# %% ../nbs/10b_personal.ipynb #2cc928e9
 def trim_email(text: str, match: re.Match) -> tuple:
     "The span of an address without leading or trailing signs that sentences leave there."
     start, at = match.start(), text.index("@", match.start())
@@ -644,9 +646,11 @@ GROUPED_CARD = (r"(?<![0-9A-Za-z_/.,])(?:[0-9]{12,19}"
                 r"|[0-9]{4}[ .\-]{1,2}[0-9]{4}[ .\-]{1,2}[0-9]{4}[ .\-]{1,2}[0-9]{4}(?:[ .\-][0-9]{3})?"
                 r"|[0-9]{4}[ .\-][0-9]{6}[ .\-][0-9]{4,5})(?![0-9A-Za-z_])")
 
+# %% ../nbs/10b_personal.ipynb #012806db
 # letters of other scripts than Latin without accents: ranges without the signs between them
-LETTERS_ABROAD = ("\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u0588\u05d0-\u05ea\u0620-\u06d3\u06d5-\u0963"
-                  "\u0966-\u1fff\u3041-\u3096\u30a1-\u30fc\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff")
+LETTERS_ABROAD = ("\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u0588\u05d0-\u05ea\u0620-\u06d3"
+                  "\u06d5-\u0963\u0966-\u1fff\u3041-\u3096\u30a1-\u30fc"
+                  "\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff")
 _LOCAL_END = re.compile(f"[A-Za-z{LETTERS_ABROAD}0-9._%+\\-']{{0,64}}")
 _CHINESE = re.compile("[\u3041-\u9fff]")
 
@@ -658,8 +662,9 @@ def international_email(text: str, match: re.Match) -> tuple:
         ascii_end = re.search(r"[A-Za-z0-9._%+\-']*\Z", local)[0]
         local = ascii_end or local[max((m.end() for m in _email_leads().finditer(local)), default=0):]
     local = local.lstrip("._%+-'")
-    wrong = (not local or local[-1] == "." or ".." in local + match[0] or text.endswith("://", 0, at - len(local))
-             or (local + match[0]).isascii())
+    address = local + match[0]
+    wrong = (not local or local[-1] == "." or ".." in address or address.isascii()
+             or text.endswith("://", 0, at - len(local)))
     return None if wrong else (at - len(local), match.end())
 
 @lru_cache
@@ -667,6 +672,7 @@ def _email_leads() -> re.Pattern:
     "What introduces an address in a Chinese sentence."
     return re.compile(standard_words().pattern("email"))
 
+# %% ../nbs/10b_personal.ipynb #75ec5270
 def account_recognisers(words: WordLists) -> list:
     "Recognisers of e-mail addresses, payment cards and bank accounts."
     domain = (r"(?:[A-Za-z0-9][A-Za-z0-9\-]{0,62}\.){1,6}"
@@ -756,13 +762,13 @@ def id_recognisers(words: WordLists) -> list:
         one("se_personnummer", "(?:19|20)?[0-9]{6}[0-9]{4}", cue=True),
     ]
 
-# %% ../nbs/10b_personal.ipynb #7d0e2102
+# %% ../nbs/10b_personal.ipynb #4fa2a4eb
 def is_ip(text: str) -> bool:
     "An address that can belong to somebody: no loopback, no unspecified address, no netmask."
     if ":" not in text:
         numbers = [int(part) for part in text.split(".") if part.isdecimal() and part.isascii()]
         return (text.count(".") == 3 and len(numbers) == 4 and max(numbers) < 256 and any(numbers)
-                and numbers[0] not in (127, 255) and not 224 <= numbers[0] < 240)
+                and numbers[0] not in (127, 255, *range(224, 240)))
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
@@ -789,6 +795,7 @@ def whole_key(text: str, match: re.Match) -> tuple:
     body = re.compile(r"[A-Za-z0-9+/=\s]{0,4000}").match(text, match.end())
     return match.start(), match.end() + len(body[0].rstrip())
 
+# %% ../nbs/10b_personal.ipynb #d7dfaa72
 _OPEN_USERS = {"git", "hg", "svn", "anonymous", "ftp"}     # of public servers; they are nobody's
 
 def has_login(text: str) -> bool:
@@ -800,7 +807,8 @@ def has_login(text: str) -> bool:
 def network_recognisers(words: WordLists) -> list:
     "Recognisers of IP and MAC addresses and of URLs with credentials."
     octet = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-    v4 = rf"(?<![0-9A-Za-z.])(?<![Vv]ersion )(?<![Rr]elease )(?<![Cc]hapter )(?<![Ss]ection ){octet}(?:\.{octet}){{3}}(?![0-9A-Za-z]|\.[0-9])"
+    no_version = "(?<![Vv]ersion )(?<![Rr]elease )(?<![Cc]hapter )(?<![Ss]ection )"
+    v4 = rf"(?<![0-9A-Za-z.]){no_version}{octet}(?:\.{octet}){{3}}(?![0-9A-Za-z]|\.[0-9])"
     ip = partial(Recogniser, "ip", severity="low", digits=True)
     dots, colons = r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", r":(?<=[0-9A-Fa-f]:)[0-9A-Fa-f]{0,4}:"
     return [
@@ -817,8 +825,8 @@ def network_recognisers(words: WordLists) -> list:
                    has_login, score=0.97, severity="high", trigger=r"://[^\s/@?#]{1,320}@"),
     ]
 
-# %% ../nbs/10b_personal.ipynb #e54544b2
-TOKEN = r"[_\-.:](?<=[A-Za-z0-9][_\-.:])[A-Za-z0-9_+/\-]{15}"     # trigger: a prefix with its sign, a long rest
+# %% ../nbs/10b_personal.ipynb #71eb2267
+TOKEN = r"[_\-.:](?<=[A-Za-z0-9][_\-.:])[A-Za-z0-9_+/\-]{15}"     # trigger: end of a prefix, a long rest
 ISSUED = {   # kind -> pattern of a token by the prefix that its issuer publishes
     "github": "(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
     "gitlab": r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|imt|agent|oas|ffct)-[A-Za-z0-9_\-.]{20,300}",
@@ -843,6 +851,7 @@ def is_token(text: str) -> bool:
     "No words: digits, or capitals and small letters; not one character over and over."
     return len(set(text)) > 4 and (bool(_DIGIT(text)) or not (text.islower() or text.isupper()))
 
+# %% ../nbs/10b_personal.ipynb #cad66a46
 def is_mixed(text: str) -> bool:
     "Letters and digits, and not one character over and over."
     return any(map(str.isdigit, text)) and any(map(str.isalpha, text)) and len(set(text)) > 4
@@ -872,17 +881,19 @@ class Assigned:
         ends = {name[-1] for name in (*all_words, *self.names, "key")}
         self.ends = "".join(map(re.escape, sorted(ends | {end.upper() for end in ends})))
         self.name = re.compile(
-            rf"[ \t]{{0,2}}[\"')\]]{{0,2}}(?:[0-9]{{1,2}}_)?(?:(?P<word>(?i:{reverse(free)})|(?i:{reverse(bound)}){edge}"
-            rf"|(?i:ssap)(?=_))|(?i:{reverse(self.names)}|yek[ _\-]?(?:{reverse(self.of_keys)})){edge})").match
+            r"[ \t]{0,2}[\"')\]]{0,2}(?:[0-9]{1,2}_)?"
+            rf"(?:(?P<word>(?i:{reverse(free)})|(?i:{reverse(bound)}){edge}|(?i:ssap)(?=_))"
+            rf"|(?i:{reverse(self.names)}|yek[ _\-]?(?:{reverse(self.of_keys)})){edge})").match
 
     def __call__(self, text: str, match: re.Match) -> tuple:
         "The span of the value, or None."
         name = self.name(text[max(0, match.start() - 40):match.start()][::-1])
         value = self.value.match(text, match.end()) if name else None
         shown = value[0].rstrip(".,:!?)]}") if value else ""
-        return (match.end(), match.end() + len(shown)) if is_secret(shown, bool(name and name["word"])) else None
+        fine = is_secret(shown, bool(name and name["word"]))
+        return (match.end(), match.end() + len(shown)) if fine else None
 
-# %% ../nbs/10b_personal.ipynb #613e10be
+# %% ../nbs/10b_personal.ipynb #7673d746
 def is_basic(text: str) -> bool:
     "User name and password as HTTP sends them (RFC 7617): base64 of two parts with a colon between."
     try:
@@ -907,29 +918,27 @@ def key_recognisers(words: WordLists) -> list:
           for name, pattern in BARE.items()),
         key("azure", "(?<=Key=)[A-Za-z0-9+/]{40,90}={0,2}|(?<=sig=)[A-Za-z0-9%+/]{40,100}={0,2}",
             ("AccountKey=", "AccessKey=", "sig="), validate=is_mixed),
-        key("slack", "https://hooks[.]slack[.]com/services/[A-Za-z0-9]{8,12}/[A-Za-z0-9]{8,12}/[A-Za-z0-9]{20,32}",
+        key("slack", "https://hooks[.]slack[.]com/services(?:/[A-Za-z0-9]{8,12}){2}/[A-Za-z0-9]{20,32}",
             ("hooks.slack.com/",)),
         key("jwt", rf"{edge}eyJ[A-Za-z0-9_\-]{{8,2000}}\.eyJ[A-Za-z0-9_\-]{{8,4000}}\."
             r"[A-Za-z0-9_\-]{8,1000}", ("eyJ",)),
         key("private", "-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----", ("-----BEGIN",),
             refine=whole_key, score=0.99),
-        key("bearer", r"[Bb](?<![A-Za-z][Bb])(?i:earer)[ \t]{1,3}(?P<value>[A-Za-z0-9_\-.~+/]{16,4000}={0,2})",
+        key("bearer", r"[Bb](?<![A-Za-z][Bb])(?i:earer)[ \t]{1,3}"
+            r"(?P<value>[A-Za-z0-9_\-.~+/]{16,4000}={0,2})",
             ("earer ", "EARER ", "asic ", "ASIC "), validate=is_mixed, refine=value, score=0.9, digits=False),
-        key("basic", r"[Bb](?<![A-Za-z][Bb])(?i:asic)[ \t]{1,3}(?P<value>[A-Za-z0-9+/]{8,400}={0,2})(?![A-Za-z0-9])",
+        key("basic", r"[Bb](?<![A-Za-z][Bb])(?i:asic)[ \t]{1,3}"
+            r"(?P<value>[A-Za-z0-9+/]{8,400}={0,2})(?![A-Za-z0-9])",
             ("earer ", "EARER ", "asic ", "ASIC "), validate=is_basic, refine=value, score=0.9),
         key("assigned", rf"{sign}[:=>]?[ \t]{{0,2}}[\"']?(?=[^\s\"',;]{{0,60}}[0-9])",
             rf"{sign}[:=>]?[ \t]{{0,2}}[\"']?[^\s\"',;:]{{6}}", refine=named, score=0.85, digits=True),
         key("assigned", r" (?:is|ist|est|es|è|é|är|er|was|lautet) [\"']?|[是为為]"
             r"|(?<=--password) |(?<=--token) |(?<=--secret) |(?<=--api-key) ",
             ("assw", "ennwort ", "passe ", "seña ", "--", "oken is", "ecret is", "ey is", "码", "碼", "口令"),
-            refine=named, score=0.85, digits=True),
-        key("assigned", r" (?:is|ist|est|es|è|é|är|er|was|lautet) [\"']?|[是为為]"
-            r"|(?<=--password) |(?<=--token) |(?<=--secret) |(?<=--api-key) ",
-            ("assword ", "asswort ", "ennwort ", "passe ", "seña ", "asscode ", "--token ", "--secret ", "--api-key ", "码是", "码为", "碼是", "碼為",
-             "令是", "令为", "oken is", "ecret is", "ey is"), refine=named, score=0.8, digits=True),
+            refine=named, score=0.8, digits=True),
     ]
 
-# %% ../nbs/10b_personal.ipynb #5f892de6
+# %% ../nbs/10b_personal.ipynb #1c8602cf
 @lru_cache
 def _chinese_parts() -> tuple:    # patterns of what introduces an address, and of provinces
     words = standard_words()
@@ -965,7 +974,8 @@ def address_recognisers(words: WordLists) -> list:
     address = partial(Recogniser, "address", digits=True)
     return [
         address(rf"(?<![0-9A-Za-z_#$£€.,:/\-])[0-9]{{1,5}}[A-Za-z]?,? (?:{name} ){{1,4}}(?:{street})"
-                rf"(?![A-Za-z0-9])\.?(?: (?:[NS][EW]?|[EW])(?![A-Za-z0-9.]))?{tail}", score=0.75, trigger=r"[0-9][A-Za-z]?,? [A-Z0-9]"),
+                rf"(?![A-Za-z0-9])\.?(?: (?:[NS][EW]?|[EW])(?![A-Za-z0-9.]))?{tail}", score=0.75,
+                trigger=r"[0-9][A-Za-z]?,? [A-Z0-9]"),
         address(r"(?<![A-Za-z])(?:(?:P\. ?O\. ?|PO |Post Office )Box [0-9]{1,6}(?![0-9])"
                 r"|Postfach [0-9 ]{2,8}[0-9])", score=0.8, trigger=("Box ", "Postfach ")),
         address(rf"{not_letter}(?:{cap}(?:{one})|{part}(?:Straße|Strasse|Str\.|Weg|Platz|Allee|Gasse)){house}"
@@ -1061,10 +1071,11 @@ class Marked:
 
     def __repr__(self): return f"Marked({len(self.text)} characters, {len(self.matches)} matches)"
 
-# %% ../nbs/10b_personal.ipynb #54c28143
+# %% ../nbs/10b_personal.ipynb #d5349267
 KIND_NAMES = {"email": "an e-mail address", "phone": "a telephone number", "card": "a payment card number",
               "iban": "a bank account number", "ip": "an IP address", "mac": "a MAC address",
-              "url_credentials": "a URL with a user name, a password or a token", "address": "a postal address",
+              "url_credentials": "a URL with a user name, a password or a token",
+              "address": "a postal address",
               "birth_date": "a date of birth", "name": "the name of a person",
               "id": "a national id", "plate": "a licence plate", "key": "a key or token"}
 
@@ -1241,24 +1252,26 @@ class Redactor(logging.Filter):
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
         return True
 
-# %% ../nbs/10b_personal.ipynb #cc29a4bb
+# %% ../nbs/10b_personal.ipynb #f86c1b26
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def _digits(rng: random.Random, n: int) -> str:
     return "".join(rng.choices("0123456789", k=n))
 
-_ALPHABETS = ("0123456789", LETTERS.lower(), LETTERS, "абвгдежзиклмнопрстуфхцчшэюя", "АБВГДЕЖЗИКЛМНОПРСТУФХЦЧШЭЮЯ",
+_ALPHABETS = ("0123456789", LETTERS.lower(), LETTERS, "абвгдежзиклмнопрстуфхцчшэюя",
+              "АБВГДЕЖЗИКЛМНОПРСТУФХЦЧШЭЮЯ",
               "αβγδεζηθικλμνξοπρστυφχψω", "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩ", "אבגדהוזחטיכלמנסעפצקרשת",
               "ابتثجحخدذرزسشصضطظعغفقكلمنهوي", "अआइईउएकखगघचछजटडतदनपफबभमयरलवसह",
               "アイウエオカキクケコサシスセソタチツテトナニノハヒフヘホマミムメモヤユヨラリルレロワ",
               "あいうえおかきくけこさしすせそたちつてとなにのはひふへほまみむめもやゆよらりるれろわ",
               "김이박최정강조윤장임한오서신권황안송전홍유민수지현영준성호은아진우재경희석",
               "安白程丁方高国海和华江金康李林明宁平青石松天文武夏新雅永云中")
-_SCRIPTS = (("А", "ӿ", 3), ("Ͱ", "Ͽ", 5), ("\u0590", "\u05ff", 7), ("\u0600", "\u06ff", 8), ("\u0900", "\u097f", 9),
-            ("\u30a0", "\u30ff", 10), ("\u3040", "\u309f", 11), ("\uac00", "\ud7af", 12), ("\u3400", "\u9fff", 13))
+_SCRIPTS = (("\u0400", "\u04ff", 3), ("\u0370", "\u03ff", 5), ("\u0590", "\u05ff", 7),
+            ("\u0600", "\u06ff", 8), ("\u0900", "\u097f", 9), ("\u30a0", "\u30ff", 10), ("\u3040", "\u309f", 11),
+            ("\uac00", "\ud7af", 12), ("\u3400", "\u9fff", 13))     # first, last, place in _ALPHABETS
 
 def _alphabet(character: str) -> str:    # empty for a sign
-    "Characters of the same class: a digit, or a letter of the script and case (Latin where no other is known)."
+    "Characters of the same class: digits, or letters of the script and case (Latin where it is not known)."
     if not character.isalnum() or character in "0123456789":
         return _ALPHABETS[0] if character.isalnum() else ""
     if not character.isalpha():
@@ -1325,7 +1338,7 @@ def _make_phone(text, rng, names):
         return ("0" if digits[0] == "0" else "1-" if len(digits) == 11 and code == "1" else "") + new
     return f"+{code or '1'} {new}"
 
-# %% ../nbs/10b_personal.ipynb #f234d3e6
+# %% ../nbs/10b_personal.ipynb #8a10676c
 TEST_CARDS = {"34": "3714", "37": "3782", "2": "222300", "5": "520082", "6011": "601111", "64": "601111",
               "65": "601111", "35": "356600", "30": "305693", "36": "361489", "38": "305693", "39": "305693",
               "62": "620000", "6": "676300", "50": "676300", "58": "676300", "4": "400000"}
@@ -1366,8 +1379,9 @@ def _make_url(text, rng, names):
 
 def _make_key(text, rng, names):
     "The prefix that tells the issuer stays, the rest is drawn anew."
-    head = re.match(r"AKIA|ASIA|gh[pousr]_|github_pat_|xox[a-z]-|xapp-|sk-(?:[a-z]{2,8}-)?|AIza|eyJ|GOCSPX-|ya29\."
-                    r"|hf_|api_org_|gl[a-z]{2,6}-|[sr]k_(?:live|test)_|whsec_|npm_|pypi-|SG\.|shp[a-z]{2}_|do[opr]_v1_"
+    head = re.match(r"AKIA|ASIA|gh[pousr]_|github_pat_|xox[a-z]-|xapp-|sk-(?:[a-z]{2,8}-)?|AIza|eyJ"
+                    r"|GOCSPX-|ya29\.|hf_|api_org_|gl[a-z]{2,6}-|[sr]k_(?:live|test)_|whsec_|npm_|pypi-|SG\."
+                    r"|shp[a-z]{2}_|do[opr]_v1_"
                     r"|hv[sbr]\.|dckr_[a-z]{3}_|ATATT3|gsk_|xai-|r8_|dapi|nvapi-|pplx-"
                     r"|https://hooks\.slack\.com/services/|-----BEGIN [A-Z0-9 ]*-----", text)
     tail = re.search(r"-----END [A-Z0-9 ]*-----$", text)
@@ -1379,7 +1393,7 @@ def _make_key(text, rng, names):
         new = re.sub(r"\....", ".eyJ", new, count=1)
     return text[:first] + new + text[last:]
 
-# %% ../nbs/10b_personal.ipynb #c5af155d
+# %% ../nbs/10b_personal.ipynb #7b3e1bcc
 def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this draw has no check character
     "A national id by its rule."
     old, rule, d = characters(text), ID_RULES.get(kind), partial(_digits, rng)
@@ -1401,7 +1415,8 @@ def _make_id(kind: str, text: str, rng: random.Random) -> str:    # None if this
                 "id/nl_bsn": d(max(1, len(old) - 1)) + "?", "id/br_cpf": d(9) + "??",
                 "id/in_aadhaar": rng.choice("23456789") + d(10) + "?",
                 "id/cn_resident": rng.choice(sorted(_CN_PROVINCES)) +
-                                  (f"{d(4)}{born:%y%m%d}{d(3)}" if len(old) == 15 else f"{d(4)}{born:%Y%m%d}{d(3)}?"),
+                                  (f"{d(4)}{born:%y%m%d}{d(3)}" if len(old) == 15 else
+                                   f"{d(4)}{born:%Y%m%d}{d(3)}?"),
                 "id/cn_uscc": f"{old[:2]}{rng.choice(sorted(_CN_PROVINCES))}0000MA{d(7)}?",
                 "id/cn_passport": f"E{rng.choice('ABCDEFGH')}{d(7)}",
                 "id/cn_permit": f"{old[:1]}{d(max(8, len(old) - 1))}",
@@ -1463,7 +1478,7 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #44f0273e
+# %% ../nbs/10b_personal.ipynb #aee0ddaa
 class NamePool:
     "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
@@ -1507,8 +1522,8 @@ class NamePool:
         return new.upper() if word.isupper() and len(word) > 1 else new.lower() if word.islower() else new
 
     def chinese(self, name: str, rng: random.Random) -> str:
-        """Another surname and given name, each of as many characters as the old one has; the given name of the
-        same gender and origin where the list knows it. Without a list for it, characters of given names."""
+        """Another surname and given name, each of as many characters as the old one has; the given name of
+        the same gender and origin where the list knows it. Beyond the list, characters of given names."""
         surnames = self.by_role["surname"]
         two = len(name) > 3 or (len(name) > 2 and name[:2] in surnames)
         first = name[:1 + two] if len(name) < 5 else ""             # five and more: no surname is told apart
@@ -1548,7 +1563,7 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #438cb82a
+# %% ../nbs/10b_personal.ipynb #1604ba41
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
@@ -1606,7 +1621,7 @@ class Pseudonyms:
                 kind: str,            # its kind, such as "email", "id/us_ssn" or "name"
                 document: str = "",   # within which pseudonyms are consistent
                ) -> str:
-        "The pseudonym of a text. Signs around what was found stay. Raises `InputError` for anything but texts."
+        "The pseudonym of a text. Signs around what was found stay. Raises `InputError` for what is no text."
         for thing in (text, kind, document):
             if not isinstance(thing, str):
                 raise InputError(f"a {type(thing).__name__} where a text should be", "give strings")
