@@ -15,7 +15,7 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'CN_PLATE', 'FICTIONAL_PHONES', 'SEVEN_D
            'network_recognisers', 'is_token', 'is_mixed', 'is_secret', 'Assigned', 'is_basic', 'key_recognisers',
            'grow_chinese', 'address_recognisers', 'birth_recogniser', 'is_birth_date', 'recognisers',
            'standard_recognisers', 'find_personal', 'Marked', 'word_span', 'PersonalData', 'FromPresidio', 'presidio',
-           'mask', 'redact', 'Redactor', 'NamePool', 'normal', 'Pseudonyms', 'rewrite']
+           'mask', 'redact', 'Redactor', 'NamePool', 'standard_names', 'normal', 'Pseudonyms', 'rewrite']
 
 # %% ../nbs/10b_personal.ipynb #e2216354
 import base64
@@ -1478,7 +1478,7 @@ def _make_address(text, rng, names):
     return re.sub(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])",
                   lambda m: rng.choice("123456789") + _digits(rng, len(m[0]) - 1), text)
 
-# %% ../nbs/10b_personal.ipynb #aee0ddaa
+# %% ../nbs/10b_personal.ipynb #4599b230
 class NamePool:
     "Names to put in, from a list in the form of `safetune.swaps`. Raises `InputError` if it is none."
     particles = {*("van von de der den da dos del della la le bin ibn al el y di du zu "
@@ -1535,6 +1535,11 @@ class NamePool:
         rest = rng.choice(fits[0] or fits[1] or [""]) or "".join(rng.choices("".join(pool), k=len(last)))
         return rng.choice([one for one in surnames if len(one) == len(first) and one != first] or [""]) + rest
 
+@lru_cache
+def standard_names(language: str) -> NamePool:
+    "The names of safetune in a language. Raises `InputError` where there are none."
+    return NamePool(language=language)
+
 # %% ../nbs/10b_personal.ipynb #835c4071
 NUMBERS = ("phone", "card", "iban", "id", "mac")    # kinds whose spaces and signs do not count
 MAKERS = {"email": _make_email, "phone": _make_phone, "card": _make_card, "iban": _make_iban, "ip": _make_ip,
@@ -1563,7 +1568,7 @@ class _Document:
     "What one document has had so far."
     def __init__(self): self.given, self.used = {}, set()
 
-# %% ../nbs/10b_personal.ipynb #1604ba41
+# %% ../nbs/10b_personal.ipynb #87425ec5
 class Pseudonyms:
     "Puts other data of the same format in place of personal data, always the same within one document."
     def __init__(self,
@@ -1575,9 +1580,10 @@ class Pseudonyms:
         seed = secrets.token_bytes(32) if seed is None else seed
         whole = isinstance(seed, bytes)
         self._key = seed if whole else hashlib.sha256(f"safetune {seed!r}".encode()).digest()
-        self.pool, self.documents, self._memory = NamePool(names, language), documents, OrderedDict()
-        self._western = self.pool if self.pool.joint else NamePool()
-        self._chinese = NamePool(language="zh") if self.pool.joint else self.pool
+        self.pool = NamePool(names, language) if names else standard_names(language)
+        self.documents, self._memory = documents, OrderedDict()
+        self._western = self.pool if self.pool.joint else standard_names("en")
+        self._chinese = standard_names("zh") if self.pool.joint else self.pool
         self._latin = {role: self._western.by_role[role] for role in ("given", "surname")}
 
     def _digest(self, *parts: str) -> bytes:
