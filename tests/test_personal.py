@@ -78,8 +78,8 @@ def test_time_grows_with_the_length_and_no_faster(unit):
 
 @pytest.mark.parametrize("unit", ["4111 ", "1111-", "219-09-9999 ", "11010519491231002X ", "phone 12345678 ", "born 1985-05-03 ", "a@a.aa ",
                                   "password=a1b2c3d4 ", "建国路88号", "用户@", "4\u200b", "mixed"])
-def test_a_hostile_megabyte_takes_about_a_second_in_all(unit):
-    "All recognisers together. 0.3 to 1.0 s when the machine is quiet; twice that here, against a busy one."
+def test_half_a_hostile_megabyte_takes_under_a_second_in_all(unit):
+    "All recognisers together; 0.1 to 0.5 s of processor time were measured, the rest is room for a busy machine."
     text = mixed(MEGABYTE // 2) if unit == "mixed" else repeated(unit, MEGABYTE // 2)
     assert time_of(find_personal, text) < 1
 
