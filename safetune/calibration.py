@@ -157,7 +157,8 @@ def ece_if_calibrated(confidence: np.ndarray, bins: int = 15, kind: str = "width
                      for _ in range(draws)])
 
 def brier(scored: Scored) -> float:
-    "Mean squared error of the probabilities (Brier 1950), summed over labels, or of the confidence."
+    """Mean squared error of the probabilities, summed over labels, or of the confidence
+    (Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2)."""
     if scored.probabilities is None:
         return float(np.mean((scored.confidence - scored.right) ** 2))
     known = scored.gold >= 0

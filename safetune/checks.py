@@ -800,6 +800,7 @@ def plot_detection(table: pd.DataFrame,   # from detection_table
         ax.axhline(mark, color="grey", linewidth=0.8, linestyle="--")
     ax.set(xticks=range(len(table)), ylim=(-0.03, 1.03), xlim=(-0.6, len(table) - 0.4))
     ax.set_ylabel("share accused")
-    ax.set_xticklabels([f"{line.kind}\n{line.size}" for line in table.itertuples()])
+    ax.set_xticklabels([str(line.size) if str(line.size).startswith(line.kind) else f"{line.kind}\n{line.size}"
+                        for line in table.itertuples()])
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -824,7 +824,8 @@ def explain(explainer: Explainer,
 # %% ../nbs/14_explain.ipynb #a44f7326
 @method("gradient x input")
 def gradient_x_input(explainer: Explainer, subjects: list) -> list:
-    "The gradient at the input times the input (Shrikumar et al. 2016), as captum's `InputXGradient`."
+    """The gradient at the input times the input, as captum's `InputXGradient`
+    (Shrikumar et al. 2016, arXiv:1605.01713)."""
     _, inputs = explainer.gradients(subjects, [(s, 1.0, 1.0) for s in range(len(subjects))])
     return [Scores(pieces=pieces) for pieces in inputs]
 
@@ -899,7 +900,8 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
 def occlusion(explainer: Explainer, subjects: list,
               window: int = 1,    # neighbouring words that are hidden together
              ) -> list:
-    "What the target loses when words are hidden (Zeiler and Fergus 2014; Li et al. 2016, arXiv:1612.08220)."
+    """What the target loses when words are hidden
+    (Zeiler and Fergus 2014, arXiv:1311.2901; Li et al. 2016, arXiv:1612.08220)."""
     if window < 1:
         raise InputError(f"the window is {window}", "give at least 1 word")
     masks = []
