@@ -296,7 +296,7 @@ def test_surges_do_not_depend_on_cuts_and_restarts(events, cuts):
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(-70, 70)), max_size=12), st.lists(st.integers(0, 700), max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_runs_of_wrong_times_do_not_depend_on_cuts_and_restarts(runs, cuts):
     test_surges_do_not_depend_on_cuts_and_restarts.hypothesis.inner_test(
         [((1000 + hours) * 3600.0 + i, "a", "x") for number, hours in runs for i in range(number)], cuts)
