@@ -498,7 +498,7 @@ PLAN_SETTINGS = {
     "seed": Setting("whole", 0, 2 ** 63)
 }
 
-# %% ../nbs/17a_drift.ipynb #b2f4ffa6
+# %% ../nbs/17a_drift.ipynb #825b67d1
 @dataclass
 class Plan:
     "How a monitor spends its false alarms. Raises `InputError` for impossible numbers."
@@ -508,7 +508,7 @@ class Plan:
     tolerance: float = 0.0    # how far a mean of levels may leave the band, 0..1
     block: int = 64           # events between two looks
     window: int = 5000        # events between two tests of vectors
-    sample: int = 200         # vectors of a window that are tested
+    sample: int = 1000        # vectors of a window that are tested, at most
     warmup: int = 2000        # events that serve as reference for what the reference does not have
     late: int = 100_000       # answers that wait for their label
     seed: int = 0
@@ -518,8 +518,7 @@ class Plan:
         for name, setting in PLAN_SETTINGS.items():
             setattr(self, name, checked(name, getattr(self, name), setting))
         self.tests = tuple(self.tests)
-        if self.sample > self.window:
-            raise InputError(f"sample ({self.sample:,}) is above window ({self.window:,})", "draw fewer")
+        self.sample = min(self.sample, self.window)
         self.warmup = -(-self.warmup // self.block) * self.block    # whole blocks
 
     @property
@@ -815,7 +814,7 @@ def _adwin(self, fine, event, at):
 for _method in (_blocks, _block, _alarm, _end, _fine, _adwin):
     setattr(Monitor, _method.__name__, _method)
 
-# %% ../nbs/17a_drift.ipynb #724e469d
+# %% ../nbs/17a_drift.ipynb #8e31c589
 def _vectors(self, events, start):
     "Embed the drawn events of a chunk, and test the windows that it fills."
     size, alarms, end = self.plan.window, [], start + len(events)
@@ -828,7 +827,7 @@ def _vectors(self, events, start):
         picked = [events[i - end + len(events)] for i in wanted if start <= i < stop]
         picked = [event for event in picked if words_of(event)]
         if picked:
-            self.sample += list(np.asarray(self.embed(picked), dtype=np.float32))
+            self.sample += list(np.asarray(self.embed(picked), dtype=np.float16))    # as it is kept
         if stop == (window + 1) * size:
             alarms += self._window(window, stop, seconds_of(events[stop - end + len(events) - 1].get("time")))
         start = stop
@@ -843,8 +842,8 @@ def _window(self, window, event, at):
     some = self.vectors[::2][rng.permutation(len(self.vectors[::2]))[:2 * self.plan.sample]]
     level, name = self.plan.window_level(), "embedding"
     # to see that a drift is over, no very small p-value is needed
-    value, p = mmd_test(self._scaled(np.stack(sample)), self._scaled(some),
-                        0.01 if name in self.active else level, seed=window)
+    value, p = mmd_test(self._scaled(np.stack(sample).astype(np.float32)), self._scaled(some),
+                        0.01 if name in self.active else level, seed=window, linear=True)
     self.last_p, self.quiet = p, self.quiet + 1 if p > 0.1 else 0
     if name in self.active:
         return [self._end(name, event, at)] if self.quiet >= 2 else []

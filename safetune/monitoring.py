@@ -256,7 +256,7 @@ class Changes:
         self.means, self._new = np.asarray(means, dtype=np.float32), []
         self._play(self.means)
 
-# %% ../nbs/17_monitoring.ipynb #dc754d04
+# %% ../nbs/17_monitoring.ipynb #c0952e06
 def gaussian_kernel(vectors: np.ndarray,    # shape (N, d)
                    ) -> np.ndarray:         # shape (N, N)
     "Gaussian kernel, scaled by the median squared distance."
@@ -266,16 +266,18 @@ def gaussian_kernel(vectors: np.ndarray,    # shape (N, d)
     middle = np.median(distance)
     return np.exp(-distance / (middle if middle > 0 else 1.0))
 
-def _permuted(kernel, weights, size, rng):
-    "MMD² under `size` shuffles of the labels."
+def _permuted(part, weights, size, rng, linear):
+    "MMD² under `size` shuffles of the labels; `part` is a kernel matrix, or vectors for a linear kernel."
     shuffled = rng.permuted(np.broadcast_to(weights, (size, len(weights))), axis=1)
-    return np.einsum("bi,bi->b", shuffled @ kernel, shuffled)
+    product = shuffled @ part
+    return np.einsum("bi,bi->b", product, product if linear else shuffled)
 
 def mmd_test(x: np.ndarray,             # vectors, shape (n, d)
              y: np.ndarray,             # vectors, shape (m, d)
              smallest: float = 0.001,   # p-value that it must be able to show
              enough: int = 10,          # h: shuffles at or above the true value after which it stops
              seed: int = 0,             # of the shuffles
+             linear: bool = False,      # linear kernel in place of the Gaussian
             ) -> tuple[float, float]:   # MMD², p
     """Two-sample test by MMD (Gretton et al. 2012) and sequential permutations (Besag and Clifford 1991).
     Raises `InputError` for samples of fewer than two vectors or unlike widths."""
@@ -284,14 +286,17 @@ def mmd_test(x: np.ndarray,             # vectors, shape (n, d)
         raise InputError(f"the samples have shapes {x.shape} and {y.shape}", "give (n, d) and (m, d)")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InputError("a vector is not finite", "mend the embedding")
-    kernel = gaussian_kernel(np.concatenate([x, y]))
+    both = np.concatenate([x, y])
+    part = (both - both.mean(axis=0)).astype(np.float32) if linear else gaussian_kernel(both)
     weights = np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))]).astype(np.float32)
-    value = float(weights @ kernel @ weights)
+    product = weights @ part
+    value = float(product @ (product if linear else weights))
+    rounding = 1e-6 * max(1.0, value)
     rng, done, reached = np.random.default_rng(seed), 0, 0
     most = math.ceil(2 / smallest)
     while done < most:
         size = min(max(32, done), 2048, most - done)
-        hits = np.flatnonzero(_permuted(kernel, weights, size, rng) >= value - 1e-6)    # rounding
+        hits = np.flatnonzero(_permuted(part, weights, size, rng, linear) >= value - rounding)
         if reached + len(hits) >= enough:    # the shuffle at which it would have stopped
             return value, enough / (done + int(hits[enough - reached - 1]) + 1)
         done, reached = done + size, reached + len(hits)
