@@ -97,7 +97,7 @@ class Rules:
         began = Alarm(alarm.kind.removesuffix(" ended"), alarm.series, 0, "", topic=alarm.topic)
         return next((rule for rule in self.rules if rule.fits(alarm) or rule.fits(began)), None)
 
-# %% ../nbs/17c_alerts.ipynb #a8fe5407
+# %% ../nbs/17c_alerts.ipynb #5a2b3b1c
 SILENCE_SETTINGS = {"kind": Setting("text"), "series": Setting("text"), "topic": Setting("text"),
                     "reason": Setting("text")}
 
@@ -135,6 +135,13 @@ def read_rules(path: Path) -> Rules:
     except InputError as error:
         raise error if error.file else InputError(error.problem, error.remedy, path) from None
 
+def _tables(content, name):
+    found = content.get(name, [])
+    if not isinstance(found, list):
+        raise InputError(f"{name} is {shown(found)}", f"write [[{name}]]")
+    return found
+
+# %% ../nbs/17c_alerts.ipynb #513890c3
 def read_settings(path: Path,        # file of rules; None: there is none
                   table: str,        # "monitor" or "surges"
                   settings: Mapping  # name -> Setting
@@ -144,12 +151,6 @@ def read_settings(path: Path,        # file of rules; None: there is none
         return checked_table(_content(path).get(table, {}), settings, f"[{table}]") if path else {}
     except InputError as error:
         raise error if error.file else InputError(error.problem, error.remedy, path) from None
-
-def _tables(content, name):
-    found = content.get(name, [])
-    if not isinstance(found, list):
-        raise InputError(f"{name} is {shown(found)}", f"write [[{name}]]")
-    return found
 
 def _silence(table):
     until, rest = math.inf, table

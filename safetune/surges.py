@@ -270,7 +270,7 @@ def _set_limits(self):
 for _method in (_count, _forward, _break, _expected, _set_limits):
     setattr(Surges, _method.__name__, _method)
 
-# %% ../nbs/17b_surges.ipynb #16f33368
+# %% ../nbs/17b_surges.ipynb #04806e04
 def _arrive(self, bucket, times, topics, classes):
     "Events of one bucket, in the order in which they came."
     alarms, i = [], 0
@@ -315,6 +315,9 @@ def _remember(self, times=(), topics=(), classes=(), held=0):
         self.before = plain, arrays
         self.tape = [[float(when), topic, name] for when, topic, name in zip(times, topics, classes)]
 
+Surges._arrive, Surges._pass, Surges._remember = _arrive, _pass, _remember
+
+# %% ../nbs/17b_surges.ipynb #a5e476c7
 def _believe(self):
     "Go on to the time of the held events while they are the majority."
     alarms = []
@@ -336,7 +339,9 @@ def _believe(self):
                 if entry[2] == self.bucket:
                     alarms += self._count(*([value] for value in entry[3:]))
 
-# %% ../nbs/17b_surges.ipynb #61379d42
+Surges._believe = _believe
+
+# %% ../nbs/17b_surges.ipynb #42da0dda
 def _doubt(self, bucket):
     "Take a step of the clock back if the majority has another time."
     if self.before is not None:
@@ -383,8 +388,7 @@ def _take_back(self, latest):
                                 at, since=state["event"], topic=topic))
     return alarms
 
-for _method in (_arrive, _pass, _remember, _believe, _doubt, _set_back, _take_back):
-    setattr(Surges, _method.__name__, _method)
+Surges._doubt, Surges._set_back, Surges._take_back = _doubt, _set_back, _take_back
 
 # %% ../nbs/17b_surges.ipynb #977ed61d
 def _start(self, column, when, event):

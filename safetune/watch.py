@@ -458,7 +458,7 @@ def _surge_figures(surges: Surges,   # of a watch
                      f'<figcaption>{html.escape(text)}</figcaption></figure>')
     return "".join(drawn)
 
-# %% ../nbs/17d_watch.ipynb #c3507997
+# %% ../nbs/17d_watch.ipynb #702595fd
 def _alert_row(alert: Mapping) -> str:    # of `Store.alerts`, with the number of its event
     "One alert as a row of the table."
     text = html.escape
@@ -510,6 +510,7 @@ drift alarm within {plan.horizon:,} events is at most {plan.rate:g}, if the stre
 was.</p>
 <div class="grid">{_figures(watch, alerts)}</div>{_surge_section(watch.surges)}</main></body></html>"""
 
+# %% ../nbs/17d_watch.ipynb #d91761b5
 def _surge_section(surges):
     drawn, state = _surge_figures(surges), ""
     if surges.late + surges.aside:
