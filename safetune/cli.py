@@ -422,11 +422,12 @@ def screen(arguments) -> int:
         logger.warning("%s findings of high severity", f"{high:,}")
     return int(bool(arguments.strict and high))
 
-# %% ../nbs/21_cli.ipynb #08bcb8c7
+# %% ../nbs/21_cli.ipynb #7c08005b
 def add_monitor(commands):
     "Add `monitor` to the commands."
     parser = commands.add_parser("monitor", help="watch a model in use for drift and surges",
-                                 description="Watch a stream of events: what went into a model, what came out.")
+                                 description="Watch a stream of events: what went into a model, what came out. "
+                                             "Exit code 1: alerts lie undelivered in the outbox.")
     parser.add_argument("what", nargs="?", metavar="MODEL|FILE|-",
                         help="model (rows come from --input), file of events in JSON lines, or - for stdin")
     parser.add_argument("--reference", metavar="DATA", help="events or labelled data of the validation")

@@ -16,14 +16,16 @@ from itertools import product
 import numpy as np
 import pytest
 from browser import SCHEMES, WIDTHS, axe, axe_path, chromium, chromium_path, opened, overflow
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from safetune.alerts import (AlertRule, Courier, EmailSink, FileSink, NotDelivered, Receiver, Rules, Store, WebhookSink, dashboard,
-                             metrics_of, read_rules, read_settings, serve_metrics, sign, verify_signature)
+from safetune.alerts import (RULE_SETTINGS, SILENCE_SETTINGS, SINK_SETTINGS, AlertRule, Courier, EmailSink, FileSink, NotDelivered,
+                             Receiver, Rules, Store, WebhookSink, dashboard, metrics_of, read_rules, read_settings, serve_metrics, sign, verify_signature)
 from safetune.data import InputError
-from safetune.drift import Monitor, Plan
+from safetune.drift import PLAN_SETTINGS, Monitor, Plan
 from safetune.monitoring import Alarm
-from safetune.surges import SurgePlan
-from safetune.watch import Screen, Source, Watch, line_svg, manage_alerts, monitor_stream, page_of, parse_line, run_watch
+from safetune.surges import SURGE_SETTINGS, SurgePlan
+from safetune.watch import Screen, Source, Watch, _planned, line_svg, manage_alerts, monitor_stream, page_of, parse_line, run_watch
 
 
 class Mailbox(socketserver.ThreadingTCPServer):
@@ -167,7 +169,165 @@ def test_a_file_of_rules(tmp_path):
     rules = read_rules(path)
     assert rules.rule_for(Alarm("drift", "a", 1, "")) is None
     assert rules.rule_for(Alarm("surge", "a", 1, "")).severity == "high"
-    assert read_settings(path, "monitor") == {"rate": 0.01}
+    assert read_settings(path, "monitor", PLAN_SETTINGS) == {"rate": 0.01}
+
+
+def toml(value):
+    "A value as TOML."
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], max_codepoint=0xffff), max_size=12) | st.sampled_from(
+    ["file", "webhook", "email", "log", "http://x/", "http://[x/", "http://x:99999/", "a@b", "a\nb", "*", "surge", "high", "betting", "tls"])
+VALUES = st.recursive(TEXTS | st.booleans() | st.integers(-10, 10 ** 6) | st.integers() | st.floats(), lambda inner: st.lists(inner, max_size=3)
+                      | st.dictionaries(TEXTS, inner, max_size=2), max_leaves=4)
+SINK_KEYS = sorted({key for keys in SINK_SETTINGS.values() for key in keys} | {"type"})
+KEYS = ([("monitor", key) for key in PLAN_SETTINGS] + [("surges", key) for key in SURGE_SETTINGS] + [("rule", key) for key in RULE_SETTINGS]
+        + [("silence", key) for key in [*SILENCE_SETTINGS, "until"]] + [(kind, key) for kind in SINK_SETTINGS for key in SINK_KEYS]
+        + [("", key) for key in ("monitor", "surges", "rule", "silence", "sink")])
+BASE = {"webhook": "[sink.s]\ntype = 'webhook'\nurl = 'http://x/'\n", "log": "[sink.s]\ntype = 'log'\n", "file": "[sink.s]\ntype = 'file'\n",
+        "email": "[sink.s]\ntype = 'email'\nhost = 'h'\nfrom = 'a@b'\nto = ['c@d']\n", "": "", "rule": "[[rule]]\n",
+        "silence": "[[silence]]\n", "monitor": "[monitor]\n", "surges": "[surges]\n"}
+
+
+@given(st.sampled_from(KEYS), VALUES)
+@settings(max_examples=400, deadline=None)
+def test_any_value_in_a_file_of_rules_is_taken_or_refused_in_one_line(tmp_path_factory, key, value):
+    "No value of any key ends in a traceback, and each refusal names the file."
+    table, name = key
+    lines = [line for line in BASE[table].splitlines() if line.split(" = ")[0] != name]
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text("\n".join([*lines, f"{name} = {toml(value)}"]) + "\n", encoding="utf-8")
+    try:
+        rules = read_rules(path)
+        assert isinstance(_planned(path, "monitor", PLAN_SETTINGS, Plan), Plan)
+        assert isinstance(_planned(path, "surges", SURGE_SETTINGS, SurgePlan), SurgePlan)
+        for alarm in (Alarm("drift", "a", 1, "m"), Alarm("surge", "b", 1, "m", topic="t")):
+            assert all(sink in rules.sinks for rule in [rules.rule_for(alarm)] if rule for sink in rule.sinks)
+        json.dumps([rule.__dict__ for rule in rules.rules])
+    except InputError as error:
+        assert "any.toml" in str(error) and "\n" not in str(error) and len(str(error)) < 700
+
+
+def test_numbers_of_thousands_of_digits_are_refused(tmp_path):
+    for number in ("1" * 5000, "0x" + "f" * 5000):
+        (tmp_path / "r.toml").write_text(f"[monitor]\nblock = {number}\n")
+        with pytest.raises(InputError, match="r.toml"):
+            read_rules(tmp_path / "r.toml")
+            read_settings(tmp_path / "r.toml", "monitor", PLAN_SETTINGS)
+
+
+def test_what_is_silenced_is_not_repeated_and_told_when_the_silence_is_over(tmp_path):
+    store = Store(tmp_path / "s.sqlite", Rules([AlertRule(sinks=["file"], again=10)]))
+    courier, said = Courier(store, tmp_path), lambda: [
+        json.loads(line)["series"] for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    with store.transaction():
+        store.post([Alarm("surge", "surge/a", 1, "x"), Alarm("drift", "b", 2, "x")], now=time.time() - 1000)
+    courier.deliver_due()
+    assert sorted(said()) == ["b", "surge/a"]
+    store.silence("surge/*", 100)
+    store.acknowledge(next(alert["key"] for alert in store.alerts() if alert["series"] == "b"), "me")
+    with store.transaction():
+        store.post([Alarm("surge", "surge/c", 3, "x")])    # found during the silence
+        store.remind(time.time() + 50)
+    courier.deliver_due(time.time() + 50)
+    assert sorted(said()) == ["b", "surge/a"]    # the one is silenced, the other acknowledged
+    for _ in range(2):
+        with store.transaction():
+            store.remind(time.time() + 101)
+        courier.deliver_due(time.time() + 101)
+    assert sorted(said()) == ["b", "surge/a", "surge/a", "surge/c"]
+    assert {alert["series"]: alert["state"] for alert in store.alerts()} == {"surge/a": "open", "surge/c": "open", "b": "acknowledged"}
+
+
+def test_reminders_go_where_the_rule_of_the_alert_says(tmp_path):
+    rules = Rules([AlertRule(kind="drift", sinks=["quiet"]), AlertRule(kind="surge", sinks=["pager"], again=10)], [],
+                  {name: {"type": "file", "path": f"{name}.jsonl"} for name in ("quiet", "pager")})
+    assert [rule.name for rule in rules.rules] == ["drift 1", "surge 2"]
+    store = Store(tmp_path / "s.sqlite", rules)
+    courier = Courier(store, tmp_path)
+    with store.transaction():
+        store.post([Alarm("drift", "label/a", 1, "x")], now=1000)
+        store.remind(now=2000)
+    courier.deliver_due(2001)
+    assert len((tmp_path / "quiet.jsonl").read_text().splitlines()) == 1 and not (tmp_path / "pager.jsonl").exists()
+    with pytest.raises(InputError, match="two rules"):
+        Rules([AlertRule("a"), AlertRule("a")])
+
+
+def test_two_couriers_deliver_a_message_once(tmp_path):
+    taken = []
+
+    class Slow:
+        def deliver(self, message):
+            taken.append(message["key"])
+            time.sleep(0.3)
+
+    rules = Rules([AlertRule(sinks=["slow"], group=["kind", "series"])], [], {})
+    stores = [Store(tmp_path / "s.sqlite", rules) for _ in range(2)]
+    with stores[0].transaction():
+        stores[0].post([Alarm("drift", f"s{i}", i, "x") for i in range(4)], now=0)
+    threads = [threading.Thread(target=Courier(store, tmp_path, {"slow": Slow()}).deliver_due) for store in stores]
+    [thread.start() for thread in threads]
+    [thread.join(20) for thread in threads]
+    assert len(taken) == len(set(taken)) == 4
+    # what a courier had claimed when it was killed is due again for whoever has the folder to itself
+    stores[0].base.execute("UPDATE outbox SET state = 'frozen', due = ? WHERE key = ?", (time.time() + 300, taken[0]))
+    courier = Courier(stores[0], tmp_path, {"slow": Slow()})
+    assert courier.deliver_due() == 0
+    courier.reclaim()
+    assert courier.deliver_due() == 1
+
+
+def test_a_folder_belongs_to_one_monitor_until_it_ends_or_is_killed(tmp_path):
+    code = ("import time, filelock\n"    # as lock_folder does it, without its imports
+            f"lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('locked', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="another monitor runs on this folder"):
+            Watch(tmp_path, make_monitor)
+        other.kill()
+    watch = Watch(tmp_path, make_monitor)
+    with pytest.raises(InputError, match="another monitor"):
+        Watch(tmp_path, make_monitor)
+    watch.finish(0)
+    Watch(tmp_path, make_monitor).finish(0)
+
+
+def test_what_was_not_delivered_is_in_the_last_line_and_the_exit_code(tmp_path, capsys, monkeypatch):
+    write_stream(tmp_path / "s.jsonl", 3600)
+    rng = np.random.default_rng(9)
+    (tmp_path / "ref.jsonl").write_text("".join(json.dumps(make_event(rng, i)) + "\n" for i in range(2000)))
+    monkeypatch.setattr(Courier.finish, "__defaults__", (0.5,))
+    for name, port, code in (("a", 9, 1), ("b", None, 0)):
+        sink = f"type = 'webhook'\nurl = 'http://127.0.0.1:{port}/'" if port else "type = 'file'"
+        (tmp_path / "r.toml").write_text(f"[sink.desk]\n{sink}\n[[rule]]\nwait = 600\n")
+        assert monitor_stream(str(tmp_path / "s.jsonl"), str(tmp_path / "ref.jsonl"), str(tmp_path / name),
+                              rules=str(tmp_path / "r.toml"), quiet=True) == code
+        line = capsys.readouterr().out.strip()
+        assert ("not delivered to desk (URLError" in line) == bool(port), line
+        assert ("messages are not delivered" in (tmp_path / name / "index.html").read_text()) == bool(port)
+    assert (tmp_path / "b" / "alerts.jsonl").exists()    # by the rule they would wait for ten minutes
+
+
+def test_wrong_clocks_are_told(tmp_path, caplog):
+    watch = Watch(tmp_path, make_monitor, SurgePlan(learn=24))
+    rng = np.random.default_rng(2)
+    events = [{**make_event(rng, i), "time": 1_767_225_600 + 60 * i} for i in range(2000)]
+    wrong = [{**event, "time": event["time"] + 365 * 86_400} for event in events[1000:1012]]
+    for part in (events[:1000], wrong, events[1000:1500], events[1500:]):
+        watch.see(part)
+    assert (watch.surges.seen, watch.surges.late, watch.surges.aside) == (2000, 0, 12)
+    assert sum("time does not fit" in record.message for record in caplog.records) == 1
+    assert "12 were set aside" in page_of(watch)
+    assert watch.view()["aside_events"] == 12
+    watch.finish(0)
 
 
 def test_torn_file_is_mended(tmp_path):

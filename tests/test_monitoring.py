@@ -282,15 +282,51 @@ def test_surges_do_not_depend_on_cuts_and_restarts(events, cuts):
     plan = SurgePlan(learn=3, memory=5, least=2, rate=100)
 
     def run(edges):
-        surges, found = Surges(plan), []
+        surges, found, stop = Surges(plan), [], 0
         for start, stop in zip([0, *edges], [*edges, len(events)]):
             part = events[start:stop]
             if part:
                 found += surges.update(*map(list, zip(*part)))
             surges = restore_surges(plan, surges.state())
-        return found, surges.seen + surges.late + surges.aside
+        held = sum(entry[1] for entry in surges.odd)
+        assert surges.arrived == stop == surges.seen + surges.late + surges.aside + held
+        return found, surges.seen, surges.late, surges.aside, surges.back
 
     assert run([]) == run(sorted(min(cut, len(events)) for cut in cuts))
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(-70, 70)), max_size=12), st.lists(st.integers(0, 700), max_size=3))
+@settings(max_examples=12, deadline=None)
+def test_runs_of_wrong_times_do_not_depend_on_cuts_and_restarts(runs, cuts):
+    test_surges_do_not_depend_on_cuts_and_restarts.hypothesis.inner_test(
+        [((1000 + hours) * 3600.0 + i, "a", "x") for number, hours in runs for i in range(number)], cuts)
+
+
+@pytest.mark.parametrize("number", [1, 12, 40, 900])
+@pytest.mark.parametrize("ahead", [1, 47, 49, 24 * 365, -24 * 365])
+def test_a_wrong_clock_does_not_hide_a_surge(number, ahead):
+    start = 1_767_225_600
+    events = [start + hour * 3600 + i * 3600 / n for hour in range(300)
+              for n in [120 if 250 <= hour < 254 else 20] for i in range(n)]
+    place = 20 * 200
+    wrong = [start + (200 + ahead) * 3600 + i for i in range(number)]
+    surges = Surges()
+    times = events[:place] + wrong + events[place:]
+    found = [a for a in surges.update(times, ["t"] * len(times), ["x"] * len(times)) if a.event > place + number + 17]
+    assert [a.kind for a in found] == ["surge", "surge ended"] and (found[0].time - start) // 3600 == 250
+    assert surges.seen >= len(events) - (0 if ahead > 1 else 20)
+
+
+def test_a_clock_that_was_wrong_for_long_is_put_right():
+    "After more events than can be taken back the clock follows, and the levels stay."
+    start, year = 1_767_225_600, 365 * 24 * 3600
+    events = [start + hour * 3600 + i * 180 for hour in range(400) for i in range(20)]
+    times = [when + year * (200 <= i // 20 < 260) for i, when in enumerate(events)]
+    surges = Surges()
+    surges.update(times, ["t"] * len(times), ["x"] * len(times))
+    assert (surges.late, surges.back) == (1000, 1)
+    wave = [start + 400 * 3600 + i * 20 for i in range(180)]
+    assert [a.kind for a in surges.update(wave, ["t"] * 180, ["x"] * 180)] == ["surge"]
 
 
 def test_times_and_words():
