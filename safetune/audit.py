@@ -1165,7 +1165,7 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.update(check.cost)
     return done
 
-# %% ../nbs/20_audit.ipynb #4b263341
+# %% ../nbs/20_audit.ipynb #12f7fd31
 def told_source(source: Any, reading: dict = None) -> dict:
     "What the record says of where the data came from; paths are whole until they are saved."
     more = {"reading": reading} if reading else {}
@@ -1177,6 +1177,7 @@ def told_source(source: Any, reading: dict = None) -> dict:
     path = os.path.abspath(source) if Path(source).exists() else str(source)    # else the name of a Hub data set
     return {"name": Path(path).name, "path": path, **more}
 
+# %% ../nbs/20_audit.ipynb #26aedcbd
 def make_record(ground: Ground, entries: list, hashes: dict, name: str, source, reading: dict = None) -> dict:
     "The record of an audit, without its times."
     predictor, data, gates = ground.predictor, ground.data, ground.gates

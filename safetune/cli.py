@@ -466,7 +466,7 @@ def monitor(arguments) -> int:
                                 arguments.groups, arguments.topic, arguments.split, arguments.follow, arguments.port,
                                 settings, arguments.repair, arguments.quiet)
 
-# %% ../nbs/21_cli.ipynb #17081f27
+# %% ../nbs/21_cli.ipynb #70ce44c4
 def add_audit(commands):
     "Add `audit` to the commands."
     parser = commands.add_parser("audit", help="is the model fit to ship?",
@@ -491,6 +491,7 @@ def add_audit(commands):
     parser.add_argument("--sign", metavar="KEY", help="sign with this Ed25519 key (PEM file)")
     parser.set_defaults(run=audit)
 
+# %% ../nbs/21_cli.ipynb #397b6635
 def print_audit(found, out):
     "The verdict, a line for each check that did not pass, and where the report is."
     for check in found.record["checks"]:
