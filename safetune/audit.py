@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['logger', 'SIZES', 'CACHE', 'SCORERS', 'CHECKS', 'SURE', 'KNOWN_GROUPS', 'GAP_NEXT', 'PRIVACY_NEXT', 'ALPHA',
-           'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'ready', 'Ground', 'as_text', 'shared_text', 'Planned', 'any_task',
-           'explained', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds', 'said_all',
-           'ScoreOf', 'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by', 'asked_text',
-           'plan', 'copy_with', 'left_out', 'one_line', 'run_check', 'draw', 'check_key', 'check_file', 'keep', 'kept',
-           'every', 'correct_all', 'overall', 'summary', 'as_predictor', 'task_name', 'audited_split', 'audit',
-           'finish_entry', 'run_plan', 'make_record', 'headline', 'recorded_training', 'Audit', 'save_audit',
-           'counts_of', 'junit', 'read_audit', 'Comparison', 'compare']
+           'NO_SETS', 'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'ready', 'Ground', 'as_text', 'shared_text', 'Planned',
+           'any_task', 'explained', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds',
+           'said_all', 'ScoreOf', 'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by',
+           'asked_text', 'plan', 'copy_with', 'left_out', 'one_line', 'words_of', 'run_check', 'draw', 'check_key',
+           'check_file', 'keep', 'kept', 'every', 'correct_all', 'overall', 'summary', 'as_predictor', 'task_name',
+           'audited_split', 'audit', 'finish_entry', 'run_plan', 'told_source', 'make_record', 'headline',
+           'recorded_training', 'Audit', 'save_audit', 'drop_comparison', 'counts_of', 'junit', 'read_audit',
+           'Comparison', 'compare']
 
-# %% ../nbs/20_audit.ipynb #37531247
+# %% ../nbs/20_audit.ipynb #8797857a
 import copy
 import hashlib
 import html
@@ -42,7 +43,7 @@ from .consistency import Consistency, get_entailment
 from .continuations import ContinuationBias, ContinuationToxicity, get_scorer, score_texts
 from .data import InputError, full_text, load_data
 from .errors import WorseSlices
-from .evidence import hash_model, hash_rows, now, versions, write_manifest
+from .evidence import apart_from_data, hash_model, hash_rows, now, versions, with_ways, write_manifest
 from .fairness import Counterfactual, GroupGap, demographic_parity, equalised_odds, fairness_checks
 from .fairness import cluster_keys, group_values, name_groups
 from .explain import OWN_READERS
@@ -649,7 +650,7 @@ def _shadows(ground: Ground, id: str) -> Result:
     return MembershipInference(others=ground.split, shadows=shadows, progress="",
                                **ground.options(id)).run(ground.predictor, data)
 
-# %% ../nbs/20_audit.ipynb #7d8a65cd
+# %% ../nbs/20_audit.ipynb #0df466b3
 @planned("control/calibration", "Confidence", "Is the model as often right as its confidence says?", cost=1,
          next=("Scale the confidences on validation: safetune.calibration.fit_scaling",),
          limits="A mean over all answers; single groups may be off (see overconfidence in fairness).",
@@ -674,8 +675,15 @@ def _selective(ground: Ground, id: str) -> Result:
     return check.run(ground.predictor, ground.rows)
 
 ALPHA = 0.1    # share of truths that the sets may miss
+NO_SETS = {    # task -> why there are no sets, and what to read in their place
+    "multiple-choice": ("sets are fitted on labels that are the same in every row, and here each question has "
+                        "choices of its own", "read control/calibration and control/selective-risk"),
+    "multi-label-classification": ("sets are of labels of which one is right, and here a text may have several",
+                                   "read performance/score, which counts each label"),
+    "regression": ("sets are of labels, and the answers are numbers",
+                   "read the error and its interval: performance/score")}
 
-# %% ../nbs/20_audit.ipynb #6d33693f
+# %% ../nbs/20_audit.ipynb #ecc30692
 def _candidates(ground: Ground, id: str) -> Result:
     "Share of the entities that candidates fitted on validation hold."
     validation, gate = ground.other("validation"), ground.gates.rule(id).gate
@@ -707,8 +715,8 @@ def _candidates(ground: Ground, id: str) -> Result:
 def _conformal(ground: Ground, id: str) -> Result:
     if ground.tagged:
         return _candidates(ground, id)
-    if ground.predictor.task.name not in ("text-classification", "relation-extraction"):
-        raise CannotRun("sets are for texts with one label, and for entities", "nothing to do")
+    if ground.predictor.task.name in NO_SETS:
+        raise CannotRun(*NO_SETS[ground.predictor.task.name])
     validation = ground.other("validation")
     scored = score_units(validation, ground.predictor.predict(validation), "texts",
                          label_names(ground.predictor))
@@ -901,13 +909,18 @@ def left_out(ground: Ground) -> list:    # titles
     "Checks that only a thorough audit runs."
     return [] if ground.thorough else [check.title for check in CHECKS if check.thorough]
 
-# %% ../nbs/20_audit.ipynb #a38e34f6
+# %% ../nbs/20_audit.ipynb #5f77a117
 def one_line(error: BaseException) -> str:
     "An exception in one line, with the place in safetune where it was raised."
     frames = traceback.extract_tb(error.__traceback__)
     place = next((f", {Path(f.filename).name} line {f.lineno}" for f in reversed(frames)
                   if "safetune" in f.filename), "")
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+
+def words_of(ground: Ground, check: Planned) -> dict:
+    "What an entry says beside its figures."
+    return {"measure": check.measure, "title": check.title, "question": check.question,
+            "gate_reason": ground.gates.rule(check.id).reason, "next": list(check.next), "limits": check.limits}
 
 def run_check(ground: Ground,
               check: Planned) -> tuple:    # (entry of the record without result, `Result` or None)
@@ -921,13 +934,11 @@ def run_check(ground: Ground,
                         reason=str(problem))
     except Exception as problem:
         result, error = None, one_line(problem)
-    entry = {"id": check.id, "measure": check.measure, "title": check.title, "question": check.question,
+    entry = {"id": check.id, **words_of(ground, check),
              "verdict": "error" if result is None else result.verdict,
              "seconds": round(time.perf_counter() - wall, 3),
              "cpu_seconds": round(time.process_time() - cpu, 3),
              "sampled": ground.sampled, "predictions": ground.predictor.asked - asked,
-             "gate_reason": ground.gates.rule(check.id).reason, "next": list(check.next),
-             "limits": check.limits,
              "error": error, "reused": False, "figure": None, "svg": ""}
     return entry, result
 
@@ -1082,7 +1093,7 @@ def audited_split(data, split: str = None) -> str:
         raise InputError(f"there is no split {split!r} with rows", f"the splits are {', '.join(data)}")
     return split
 
-# %% ../nbs/20_audit.ipynb #cf3458e3
+# %% ../nbs/20_audit.ipynb #62949ef8
 def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or function of a list of rows
           data: Any,               # what `load_data` reads: splits with labels
           only: Sequence = None,   # names of checks or measures, such as ["fairness", "robustness/noise"]
@@ -1095,12 +1106,19 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
           split: str = None,       # to audit; None: test, or validation
           name: str = None,        # of the model in the report
           scorers: dict = None,    # "toxicity", "refusal", "entailment": what judges texts that are written
-          source: Path = None,     # where the data were read from, if `data` does not say
+          source: Any = None,      # where the data were read from, if `data` does not say: path, or {split: file}
+          reading: dict = None,    # and with which options of `load_data`
          ):                        # an `Audit`
     "Audit a model. Raises `InputError` for unusable input; a check that fails or crashes does not raise."
     wall, cpu, created, gates = time.perf_counter(), time.process_time(), now(), load_gates(gates)
+    if not isinstance(seed, int) or not 0 <= seed < 2 ** 32:
+        raise InputError(f"the seed is {seed!r}", f"give a whole number from 0 to {2 ** 32 - 1}")
     if isinstance(data, (str, os.PathLike)):
         source = source or data
+        if reading is None and (task := task_name(model)):
+            reading = {"task": task}
+    if out is not None:
+        apart_from_data(out, source)
     loaded = hasattr(data, "column_names") and hasattr(data, "items")
     data = data if loaded else load_data(data, task=task_name(model))
     split = audited_split(data, split)
@@ -1119,7 +1137,7 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
     results = {entry["id"]: result for entry, result, _ in done if result is not None}
     correct_all(list(results.values()), gates.correction)
     entries = [finish_entry(entry, results.get(entry["id"])) for entry, _, _ in done]
-    record = make_record(ground, entries, hashes, name or known, source)
+    record = make_record(ground, entries, hashes, name or known, source, reading)
     record.update(created=created, seconds=round(time.perf_counter() - wall, 3),
                   cpu_seconds=round(time.process_time() - cpu, 3))
     return Audit(record, results, {entry["id"]: counts for entry, _, counts in done if counts is not None},
@@ -1133,7 +1151,7 @@ def finish_entry(entry: dict, result: Result) -> dict:
         draw(entry, result)    # its colours say the verdict
     return {**entry, "verdict": result.verdict, "result": result.to_dict()}
 
-# %% ../nbs/20_audit.ipynb #244c6cd2
+# %% ../nbs/20_audit.ipynb #1bad613d
 def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, progress: bool) -> list:
     "Run all checks, or take them over: a list of (entry, result, counts)."
     from tqdm.auto import tqdm
@@ -1145,6 +1163,8 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.set_description(check.title)
             key = check_key(ground, check, hashes)
             found = kept(out, key, check.id) if out is not None and resume else None
+            if found is not None:
+                found[0].update(words_of(ground, check))
             if found is None:
                 entry, result = run_check(ground, check)
                 draw(entry, result)
@@ -1155,8 +1175,20 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             shown.update(check.cost)
     return done
 
-# %% ../nbs/20_audit.ipynb #36a11ff4
-def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) -> dict:
+# %% ../nbs/20_audit.ipynb #12f7fd31
+def told_source(source: Any, reading: dict = None) -> dict:
+    "What the record says of where the data came from; paths are whole until they are saved."
+    more = {"reading": reading} if reading else {}
+    if isinstance(source, Mapping):    # a file for each split
+        return {"name": ", ".join(Path(path).name for path in source.values()), "path": None,
+                "files": {split: os.path.abspath(path) for split, path in source.items()}, **more}
+    if source is None:
+        return {"name": "data", "path": None, **more}
+    path = os.path.abspath(source) if Path(source).exists() else str(source)    # else the name of a Hub data set
+    return {"name": Path(path).name, "path": path, **more}
+
+# %% ../nbs/20_audit.ipynb #26aedcbd
+def make_record(ground: Ground, entries: list, hashes: dict, name: str, source, reading: dict = None) -> dict:
     "The record of an audit, without its times."
     predictor, data, gates = ground.predictor, ground.data, ground.gates
     verdict, told = overall(entries, gates), recorded_training(ground)
@@ -1174,13 +1206,13 @@ def make_record(ground: Ground, entries: list, hashes: dict, name: str, source) 
             "seconds": 0.0,
         "cpu_seconds": 0.0, "seed": ground.seed, "confidence": gates.confidence,
             "predictions": predictor.asked,
-        "model": {"name": name, "path": ground.path, "base": str(told.get("model") or "") or None,
+        "model": {"name": name, "path": os.path.abspath(ground.path) if ground.path else None, "base": str(told.get("model") or "") or None,
                   "sha256": hashes["model"],
                   "parameters": sum(p.numel() for p in model.parameters()) if model is not None else None,
                   "labels": [str(label) for label in predictor.task.labels],
                   "metrics": {ground.split: headline(entries)}, "training": told or None},
-        "data": {"name": Path(source).name if source else "data", "path": str(source) if source else None,
-                 "splits": {split: len(part) for split, part in data.items()}, "sha256": hashes["data"],
+        "data": {**told_source(source, reading), "sha256": hashes["data"],
+                 "splits": {split: len(part) for split, part in data.items()},
                  "audited": ground.split, "columns": columns,
                  "metadata": [c for c in columns if c not in schema]},
         "versions": hashes["versions"],
@@ -1255,7 +1287,7 @@ class Audit:
     def __repr__(self) -> str:
         return f"Audit({self.verdict}: {self.summary})"
 
-# %% ../nbs/20_audit.ipynb #e0cfb7e7
+# %% ../nbs/20_audit.ipynb #d8c98b3c
 def save_audit(found: Audit, folder: Path, key=None, password=None) -> Path:
     "Write an audit; each file whole or not at all, the manifest last."
     from safetune.cards import model_card
@@ -1269,15 +1301,28 @@ def save_audit(found: Audit, folder: Path, key=None, password=None) -> Path:
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", "give another folder", folder) from None
     (folder / MANIFEST).unlink(missing_ok=True)    # a folder half written must not verify
-    shown = redacted(found.record)
+    drop_comparison(folder, found.record)
+    shown = redacted(with_ways(found.record, folder))
     save_report(shown, folder / "index.html", redact=False)
     write_atomic(folder / "audit.json",
                  json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / "README.md", str(model_card(shown, redact=False)))
     write_atomic(folder / "junit.xml", junit(shown))
     write_atomic(folder / "counts.json", json.dumps(counts_of(found), allow_nan=False))
-    write_manifest(folder, shown, found.files, key, password)
+    write_manifest(folder, found.record, found.files, key, password)
     return folder
+
+def drop_comparison(folder: Path, record: dict):
+    "Remove a comparison that an earlier audit left in a folder; one of this audit stays."
+    try:
+        told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        if told["schema"] != "safetune-comparison/1":
+            return
+        own = (told["after"]["created"], told["after"]["sha256"]) == (record["created"], record["model"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):    # none, or not written by safetune
+        return
+    for name in () if own else ("comparison.json", "comparison.html"):
+        (folder / name).unlink(missing_ok=True)
 
 def counts_of(found: Audit) -> dict:
     "Counts a row, by check, with a hash that says which rows they are of."

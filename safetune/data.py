@@ -150,11 +150,11 @@ def read_toml(path: Path,    # file to read
     except ModuleNotFoundError:    # Python 3.10 has no reader of TOML in its library
         import tomli as tomllib
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))    # a byte order mark is no content
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(f"cannot be read ({reason})", "give a TOML file", path) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:    # a number of too many digits is no `TOMLDecodeError`
         row = re.search(r"line (\d+)", str(error))
         raise InputError(f"is not valid TOML: {str(error)[:200]}", "mend this line", path,
                          int(row[1]) if row else 0) from None

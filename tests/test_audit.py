@@ -287,7 +287,8 @@ def test_hostile_text_stays_text(tmp_path, small, monkeypatch):
     ElementTree.parse(folder / "junit.xml")
     public = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     assert "eve@example.org" not in json.dumps(public)
-    assert verify(folder).ok and (folder / MANIFEST).is_file()
+    assert verify(folder, report_only=True).ok and (folder / MANIFEST).is_file()
+    assert not verify(folder).ok and str(verify(folder, data=auditing.load_data(data))).endswith("model NOT compared: pass --report-only")
     assert "<script>" not in found._repr_html_()
 
 
@@ -333,6 +334,44 @@ def test_a_regression_fails_and_pairs_help(tmp_path):
     assert compare(good, bad, gates={"gates": {"compare/regression": {"max": 0.2}}}).verdict == "pass"
     with pytest.raises(InputError, match="holds no audit"):
         compare(good, tmp_path)
+
+
+def test_a_comparison_of_an_earlier_run_does_not_stay(tagger, ner, tmp_path):
+    def run(before=None):
+        found = audit(tagger, ner, only=["performance/baseline"], out=tmp_path / "out", progress=False)
+        if before:
+            compare(before, found).save(tmp_path / "out")
+        found.save(tmp_path / "out")
+        return {name for name in ("comparison.html", "comparison.json") if (tmp_path / "out" / name).exists()}
+    first = audit(tagger, ner, only=["performance/baseline"], progress=False)
+    assert run(first) == {"comparison.html", "comparison.json"} == set(json.loads(
+        (tmp_path / "out" / MANIFEST).read_text())["files"]) - {"audit.json", "index.html", "README.md", "junit.xml", "counts.json"}
+    time.sleep(1)                                           # times are to the second
+    assert run() == set() and verify(tmp_path / "out", data=ner).ok
+    (tmp_path / "out" / "comparison.json").write_text('{"of": "somebody else"}')
+    assert run() == {"comparison.json"}                     # not written by safetune
+
+
+def test_a_reason_written_anew_is_shown(tagger, ner, tmp_path):
+    def run(reason):
+        found = audit(tagger, ner, only=["performance/baseline"], out=tmp_path, progress=False,
+                      gates={"gates": {"performance/baseline": {"reason": reason}}})
+        return found.record["checks"][0]["reused"], found.record["checks"][0]["gate_reason"]
+    assert run("the first") == (False, "the first") and run("the second") == (True, "the second")
+
+
+@pytest.mark.parametrize("seed", [-1, 2 ** 32, 1.5, "1", None])
+def test_a_bad_seed_is_one_line(seed, tagger, ner):
+    with pytest.raises(InputError, match="the seed is"):
+        audit(tagger, ner, only=["performance"], progress=False, seed=seed)
+
+
+@pytest.mark.parametrize("task, words", [("multiple-choice", "choices of its own"), ("multi-label-classification", "several"), ("regression", "numbers")])
+def test_why_there_are_no_sets(task, words):
+    from types import SimpleNamespace
+    ground = SimpleNamespace(tagged=False, predictor=SimpleNamespace(task=SimpleNamespace(name=task)))
+    with pytest.raises(auditing.CannotRun, match=words):
+        auditing._conformal(ground, "control/conformal")
 
 
 def test_unpaired_intervals_cover():

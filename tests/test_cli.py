@@ -1,6 +1,7 @@
 """The command as other programs use it: processes, pipes, exit codes, and files that are whole."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -190,7 +191,7 @@ def test_audit_and_verify(trained, capsys):
     assert code == 0, err
     assert {path.name for path in out.iterdir() if path.name != ".checks"} == {
         "index.html", "audit.json", "README.md", "junit.xml", "counts.json", "manifest.json"}
-    assert json.loads((out / "audit.json").read_text())["data"]["path"] == str(trained / "data")
+    assert json.loads((out / "audit.json").read_text())["data"]["path"] == "../data"
     assert call("verify", out)[0] == 0
     gates.write_text('[gates."performance/score"]\nmin = 0.99\n')
     code, told, _ = call(*wanted, trained / "second", "--compare", out)
@@ -202,3 +203,50 @@ def test_audit_and_verify(trained, capsys):
     assert call("verify", trained / "data")[0] == 2
     code, _, err = call(*wanted, trained / "third", "--scorers", "beauty=lexicon")
     assert code == 2 and "there is no scorer beauty; use toxicity" in err and len(err.strip().splitlines()) == 1
+
+
+def test_verify_says_what_it_did_not_compare(trained, capsys, monkeypatch):
+    "Relative paths, files named one by one, another working folder, a report that went away by itself."
+    from safetune.cli import main
+    monkeypatch.chdir(trained)
+    files = [part for split in ("train", "validation", "test") for part in (f"--{split}", f"data/{split}.jsonl")]
+    assert main(["--quiet", "audit", "model", *files, "--out", "named", "--only", "data/damage"]) == 0
+    (trained / "away" / "model").mkdir(parents=True)
+    monkeypatch.chdir(trained / "away")
+    capsys.readouterr()
+    assert main(["verify", "../named"]) == 0
+    assert "4 files" in (told := capsys.readouterr().out) and "data: 3 files" in told
+    (trained / "away" / "far").mkdir()
+    shutil.move(trained / "named", trained / "away" / "far" / "named")
+    monkeypatch.chdir(trained / "away" / "far")
+    assert main(["verify", "named"]) == 1 and "report unchanged; model and data NOT compared: pass --model and --data" in capsys.readouterr().out
+    assert main(["verify", "named", "--report-only"]) == 0
+    assert main(["verify", "named", "--model", "../../model", "--data", "../../data"]) == 0
+
+
+@pytest.mark.parametrize("command", [["audit", "m", "d", "--out", "o"], ["train", "d", "--model", "m", "--out", "o"], ["evaluate", "m", "d"], ["demo"]])
+def test_a_bad_seed_is_told_before_anything_is_done(command, capsys):
+    from safetune.cli import main
+    for seed in ("-1", "1.5", "x", str(2 ** 32), "9" * 5000):
+        assert main([*command, "--seed", seed]) == 2
+        told = capsys.readouterr().err
+        assert "is no seed, give a whole number" in told and len(told.splitlines()) == 1 and len(told) < 300
+
+
+def test_a_bad_key_is_told_before_the_audit(trained, capsys, monkeypatch):
+    import safetune.audit
+    from safetune.cli import main
+    monkeypatch.setattr(safetune.audit, "audit", lambda *a, **k: pytest.fail("it ran"))
+    (trained / "rubbish.pem").write_text("rubbish")
+    code = main(["audit", str(trained / "model"), str(trained / "data"), "--out", str(trained / "unsigned"), "--sign", str(trained / "rubbish.pem")])
+    assert code == 2 and "is no private key" in capsys.readouterr().err and not (trained / "unsigned").exists()
+
+
+def test_a_stop_while_the_libraries_are_loaded_is_one_line(capsys, monkeypatch):
+    import safetune.cli
+
+    def stop(quiet):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(safetune.cli, "set_up_logging", stop)
+    assert safetune.cli.main(["evaluate", "m", "d"]) == 130
+    assert capsys.readouterr().err == "safetune: stopped; train goes on with --resume, audit when called again\n"

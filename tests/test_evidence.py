@@ -1,5 +1,6 @@
 """Evidence: every change to a report, its model or its data is named, and no manifest makes us read other places."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safetune.data import InputError
-from safetune.evidence import (MANIFEST, SIGNATURE, hash_rows, model_files, new_key, now, read_manifest, record_schema, source_files,
+from safetune.evidence import (MANIFEST, SIGNATURE, apart_from_data, hash_rows, model_files, new_key, now, read_manifest, record_schema, source_files,
                                hash_files, total_hash, validate_record, verify, write_manifest)
 
 ROWS = {"train": [{"id": "1", "text": "ä", "label": "a"}], "test": [{"id": "2", "text": "b", "label": "b"}]}
@@ -54,7 +55,7 @@ def test_each_change_is_named(report, name, named):
     assert verify(report[0] / "audit").missing == [named]
     path.write_bytes(content)
     assert verify(report[0] / "audit").ok
-    extra = path.with_name("extra" + path.suffix)
+    extra = path.with_name(("validation" if "data" in name else "extra") + path.suffix)    # a file that would be read
     extra.write_bytes(content)
     assert verify(report[0] / "audit").added == [named.replace(path.name, extra.name)]
 
@@ -85,7 +86,9 @@ def test_rows_and_places_that_are_given(report, tmp_path):
     assert verify(folder / "audit", data=DatasetDict(train=data["train"])).missing == ["data/test"]
     shutil.move(folder / "model", folder / "moved")
     found = verify(folder / "audit")
-    assert found.ok and any("not compared" in note for note in found.notes)
+    assert found.unchanged and not found.ok and list(found.uncompared) == ["model"]
+    assert str(found).endswith("audit: report unchanged; model NOT compared: pass --model, or --report-only")
+    assert verify(folder / "audit", report_only=True).ok
     assert verify(folder / "audit", model=folder / "moved").ok
     with pytest.raises(InputError):
         verify(folder / "audit", model=folder / "nowhere")
@@ -189,3 +192,91 @@ def test_schema_refuses_what_is_wrong():
 def test_source_files_of_one_file_and_of_a_folder(report):
     folder = report[0] / "data"
     assert set(source_files(folder)) == {"train.jsonl", "test.jsonl"} and set(source_files(folder / "test.jsonl")) == {"test.jsonl"}
+    (folder / "notes.txt").write_text("no data"), (folder / "deeper").mkdir(), (folder / "deeper" / "test.jsonl").write_text("")
+    assert set(source_files(folder)) == {"train.jsonl", "test.jsonl"}    # what `load_data` reads
+
+
+def test_from_any_folder_and_after_a_common_move(report, monkeypatch):
+    "Paths are told as seen from the report: neither another working folder nor a model of the same name in it matters."
+    folder, record, hashes = report
+    monkeypatch.chdir(folder)
+    near = {**record, "model": {**record["model"], "path": "model"}, "data": {**record["data"], "path": "data"}}
+    write_manifest(folder / "audit", near, hashes)
+    manifest = json.loads((folder / "audit" / MANIFEST).read_text())
+    assert (manifest["model"]["path"], manifest["data"]["path"]) == ("../model", "../data") and str(folder) not in json.dumps(manifest)
+    (folder / "elsewhere" / "model").mkdir(parents=True), (folder / "elsewhere" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(folder / "elsewhere")
+    for way in ("../audit", folder / "audit"):
+        found = verify(way)
+        assert found.ok and not found.uncompared and sum("compared" in note for note in found.notes) == 2
+    os.symlink(folder / "audit", folder / "elsewhere" / "link")
+    assert verify("link").ok
+    moved = folder / "far" / "away"
+    for name in ("model", "data", "audit"):
+        shutil.copytree(folder / name, moved / name)
+    assert verify(moved / "audit").ok
+    (folder / "model" / "config.json").write_text("other")             # of the first place
+    assert verify(moved / "audit").ok and not verify(folder / "audit").ok
+
+
+def test_a_link_to_the_model_may_be_set_to_another(report):
+    folder, record, hashes = report
+    os.symlink(folder / "model", folder / "current")
+    write_manifest(folder / "audit", {**record, "model": {**record["model"], "path": folder / "current"}}, hashes)
+    assert verify(folder / "audit").ok
+    shutil.copytree(folder / "model", folder / "newer")
+    (folder / "newer" / "config.json").write_text("other")
+    (folder / "current").unlink(), os.symlink(folder / "newer", folder / "current")
+    assert verify(folder / "audit").changed == ["model/config.json"]
+
+
+def test_files_that_were_named_one_by_one(report):
+    folder, record, hashes = report
+    (folder / "data" / "more").mkdir()
+    shutil.move(folder / "data" / "test.jsonl", folder / "data" / "more" / "rows.jsonl")
+    named = {"train": str(folder / "data" / "train.jsonl"), "test": str(folder / "data" / "more" / "rows.jsonl")}
+    write_manifest(folder / "audit", {**record, "data": {**record["data"], "path": None, "files": named}}, hashes)
+    assert verify(folder / "audit").ok
+    (folder / "data" / "validation.jsonl").write_text("{}")             # was not named
+    assert verify(folder / "audit").ok
+    shutil.copytree(folder / "data", folder / "copy")
+    (folder / "data" / "more" / "rows.jsonl").write_text("other")
+    assert verify(folder / "audit").changed == ["data/more/rows.jsonl"] and verify(folder / "audit", data=folder / "copy").ok
+
+
+def test_an_audit_in_the_folder_of_its_model_or_its_data(report):
+    folder, record, hashes = report
+    for name in ("model", "data", "data/audit"):
+        home = folder / name
+        home.mkdir(exist_ok=True)
+        for file in ("audit.json", "counts.json", "comparison.json", "index.html"):
+            (home / file).write_text("{}")
+        write_manifest(home, record, hashes)
+        found = verify(home)
+        assert found.ok, found
+        assert hash_files(folder / "model", model_files(folder / "model")) == hashes
+        assert set(source_files(folder / "data")) == {"train.jsonl", "test.jsonl"}
+
+
+def test_where_every_file_is_data_there_is_no_room_for_an_audit(tmp_path):
+    (tmp_path / "data" / "en").mkdir(parents=True), (tmp_path / "data" / "en" / "train.jsonl").write_text("{}")
+    apart_from_data(tmp_path / "audit", tmp_path / "data")
+    for out in ("data", "data/audit", "data/en/x"):
+        with pytest.raises(InputError, match="lies in the folder of the data"):
+            apart_from_data(tmp_path / out, str(tmp_path / "data"))
+    (tmp_path / "data" / "test.jsonl").write_text("{}")                 # now only the files of splits are read
+    for source in (tmp_path / "data", None, {"train": "x"}, "glue"):
+        apart_from_data(tmp_path / "data" / "audit", source)
+
+
+def test_rows_are_read_as_the_audit_read_them(report):
+    "Data in another format are compared by their rows, with the options of the audit."
+    folder, record, hashes = report
+    write_manifest(folder / "audit", {**record, "data": {**record["data"], "reading": {"columns": {"text": "body", "label": "stars"}}}}, hashes)
+    (folder / "csv").mkdir()
+    for split, rows in ROWS.items():
+        (folder / "csv" / f"{split}.csv").write_text("id,body,stars\n" + "".join(f"{r['id']},{r['text']},{r['label']}\n" for r in rows))
+    found = verify(folder / "audit", data=folder / "csv")
+    assert found.ok and "data: rows of train, test compared" in found.notes, found
+    (folder / "csv" / "test.csv").write_text("id,body,stars\n2,c,b\n")
+    assert verify(folder / "audit", data=folder / "csv").changed == ["data/test"]

@@ -11,7 +11,7 @@ from safetune.gates import default_path, load_gates
 from safetune.metrics import Interval
 
 NAMES = list(load_gates().rules)
-values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
+values = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(10 ** 300, 10 ** 400), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
 tables = st.dictionaries(st.sampled_from(["max", "min", "reason", "range", "limit"]), values, max_size=4)
 contents = st.fixed_dictionaries({}, optional={
     "gates": st.one_of(values, st.dictionaries(st.sampled_from([*NAMES, "fairness/group-gap/x", "nothing"]), st.one_of(values, tables), max_size=3)),
@@ -66,13 +66,21 @@ def test_the_longest_beginning_decides():
 @pytest.mark.parametrize("content, words", [
     (b"\xff\xfe", "not UTF-8"), (b"[gates", "not valid TOML"), (b"a = 1", "a is not known"), (b'[gates."data/leakage"]\nmax = inf', "finite"),
     (b'[gates."data/leakage"]\nmax = nan', "finite"), (b'[gates."data/leakage"]\nmax = true', "finite"), (b"gates = 3", "gates is 3"),
-    (b'schema = "other"', "schema"), (b'[gates."data/leakage"]\nmax = 0.1\nmin = 0.1', "max and min"), (b"x = " + b"[" * 5000, "not valid TOML")])
+    (b'schema = "other"', "schema"), (b'[gates."data/leakage"]\nmax = 0.1\nmin = 0.1', "max and min"), (b"x = " + b"[" * 5000, "not valid TOML"),
+    (b'[gates."data/leakage"]\nmax = 1' + 400 * b"0", "finite"), (b'[gates."data/leakage"]\nmax = 1' + 5000 * b"0", "not valid TOML"),
+    (b'[gates."data/leakage"]\nmax = 0x' + 5000 * b"f", "too many digits"), (b"[audit]\nconfidence = 1" + 400 * b"0", "audit.confidence is 1000")])
 def test_files(tmp_path, content, words):
     path = tmp_path / "g.toml"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         load_gates(path)
     assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "g.toml").write_bytes(b'\xef\xbb\xbf[gates."data/leakage"]\nmax = 0.3\n')
+    assert load_gates(tmp_path / "g.toml").rule("data/leakage").gate == Gate("max", 0.3)
 
 
 def test_missing_file(tmp_path):
