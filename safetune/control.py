@@ -96,7 +96,7 @@ def apply_rules(rules: Iterable,          # of Rule
         thing = new
     return thing, reasons
 
-# %% ../nbs/16_control.ipynb #a3390b86
+# %% ../nbs/16_control.ipynb #8187b825
 _UNSEEN = regex.compile(r"(?V1)[[\p{C}\p{M}\p{Default_Ignorable_Code_Point}\u2800\uFFFC\U0001D159]--\s]")
 _NAMED = regex.compile(r"(?!TAG |.*SHARP).*\b(?:LATIN|SYMBOL|MODIFIER)\b.* LETTER (?:[A-Z]+ )*?([A-Z])(?: WITH .*)?")
 
@@ -119,8 +119,11 @@ def _named(character: str) -> str:
 def _plain(character: str) -> str:
     "A character as the eye takes it, in its case: letters, or nothing."
     twins, hidden = _twins()
-    if character in twins:    # before NFKD, which may give a letter of another look
-        return twins[character]
+    if character in hidden or _UNSEEN.match(character):
+        return ""
+    # before NFKD, which may give a letter of another look, or one in brackets
+    if character in twins or _named(character) != character:
+        return twins.get(character) or _named(character)
     parts = ["" if c in hidden or _UNSEEN.match(c) else twins.get(c) or _digit(c) or _named(c)
              for c in unicodedata.normalize("NFKD", character)]
     return "".join(parts)
@@ -182,7 +185,7 @@ def texts_of(row: dict) -> list:    # of strings
         raise InputError("the row has no text that can be read", "give it a text, or words")
     return found if words is None else [*found, " ".join(words)]
 
-# %% ../nbs/16_control.ipynb #aa181c2f
+# %% ../nbs/16_control.ipynb #06e1bc48
 def _words(text: str) -> list:
     "Runs of letters and digits of a folded text."
     return regex.findall(r"[^\W_]+", text)
@@ -211,6 +214,7 @@ def looks(text: str) -> list:    # of (folded text, is it to be compared loosely
     loose = not text.isascii() and _doubtful().search(text) is not None
     return list(dict.fromkeys([(look, False) for look in found] + [(look, True) for look in found * loose]))
 
+# %% ../nbs/16_control.ipynb #31c03bc1
 class Terms:
     """Words and phrases, found in any disguise that `fold` undoes, and spread over neighbouring words.
     Raises `InputError` for an empty list."""
