@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ACTIONS', 'Reason', 'Rule', 'apply_rules', 'fold', 'fold_places', 'original_places', 'texts_of', 'looks', 'Terms',
            'without_entities', 'said', 'Deny', 'Allow', 'Pattern', 'Call', 'AllowedTypes', 'MaxLength', 'transitions',
-           'viterbi', 'retag', 'ValidTags', 'joined', 'Personal', 'Toxic']
+           'viterbi', 'retag', 'ValidTags', 'Personal', 'Toxic']
 
-# %% ../nbs/16_control.ipynb #7f8a28e9
+# %% ../nbs/16_control.ipynb #f061c4ff
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ import regex
 
 from .data import InputError, map_texts
 from .metrics import entities
+from .privacy import joined
 from .robustness import Normaliser, read_table
 from .tasks import located
 
@@ -556,22 +557,10 @@ class ValidTags(Rule):
         reasons = [Reason(self.name, "replace", f"{before[i]} became {tags[i]}", i, i + 1) for i in changed]
         return retag(row, prediction, tags, scores), reasons
 
-# %% ../nbs/16_control.ipynb #f73aebf9
+# %% ../nbs/16_control.ipynb #04e3e165
 def _mask(kind: str) -> str:
     "What stands in place of personal data."
     return "[" + str(kind).rsplit("/", 1)[-1].upper() + "]"
-
-def joined(words: Sequence,          # of a row
-           tight: bool = False,      # True: no space on either side of a mark such as @ or .
-          ) -> tuple:                # (text, (start, end) of each word in it)
-    "Words put together to a text, with their places."
-    text, places, glue = "", [], True
-    for word in words:
-        mark = tight and word != "" and not any(map(str.isalnum, word))
-        text += "" if glue or mark else " "
-        places.append((len(text), len(text) + len(word)))
-        text, glue = text + word, mark
-    return text, places
 
 # %% ../nbs/16_control.ipynb #aff70763
 class Personal(Rule):
