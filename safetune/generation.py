@@ -202,7 +202,7 @@ def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #be27da45
+# %% ../nbs/16d_generation.ipynb #9b440824
 _SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*"
                           r"|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
@@ -224,9 +224,11 @@ def sentences(text: str) -> list:    # of (start, end)
              for m in _SENTENCE.finditer(text)]
     return [(start, end) for start, end in found if any(map(str.isalnum, text[start:end]))]
 
-_SMALL = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve "
-          "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())}
-_SMALL |= {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_SMALL = {word: n for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen".split())}
+_SMALL |= {word: 10 * n for n, word in enumerate(
+    "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _FIGURE = regex.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s-]")
 _DENIALS = frozenset("no not never none nothing nobody neither nor without cannot "
@@ -295,11 +297,11 @@ def _content(text):
     for word in map(fold, _WORD.findall(text)):
         if _NO_SPACES.search(word):
             found |= {word[i:i + 2] for i in range(max(1, len(word) - 1))}
-        elif len(word) >= 4 and not word[0].isdigit():
-            found.add(word[:6])
+        elif len(word) >= 4 and not word[0].isdigit() and word not in _SMALL and word not in _LARGE:
+            found.add(word[:6])    # number words are judged as numbers
     return found
 
-# %% ../nbs/16d_generation.ipynb #96db8504
+# %% ../nbs/16d_generation.ipynb #4c733979
 def passages(sources: Sequence, window: int = 3) -> list:    # of str
     "Every run of up to `window` neighbouring sentences. Raises `InputError` where there is no source."
     if isinstance(sources, str):
@@ -318,9 +320,9 @@ def support(answer: str, sources: Sequence,
             window: int = 3,             # sentences of a passage
             entails: Callable = None,    # (premise, hypothesis) -> probability
            ) -> list:                    # of Sentence
-    """What the sources say of each sentence of an answer, by its words, numbers, names and denials. It does not
-    understand: who did what, a denial that was dropped or moved, a new name in small letters and the contrary
-    in other words are seen only by `entails`. Raises `InputError` without sources."""
+    """What the sources say of each sentence of an answer, by its words, numbers, names and denials.
+    It does not understand: who did what, a denial that was dropped or moved, a new name in small letters and
+    the contrary in other words are seen only by `entails`. Raises `InputError` without sources."""
     known = [(text, _content(text), _numbers(text), {_bare(w) for w in _WORD.findall(text)}, _denials(text))
              for text in passages(sources, window)]
     listed = known_names([sources] if isinstance(sources, str) else sources)

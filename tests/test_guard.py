@@ -197,3 +197,35 @@ def test_a_text_supports_itself_and_no_changed_number():
         assert not all(one.supported for one in support(source.replace(old, new), [source]))
     guarded = GuardedPredictor(Predictor(lambda rows: [{"label": "x", "text": "It sold 9 lamps."} for _ in rows]), [Grounded()])
     assert guarded.decide([{"text": "?", "sources": [source]}, {"text": "?"}])[0].status == "refused"
+
+
+STORY = ["Acme was founded in Lyon in 1987 by Marie Duval. It employs forty people. The company makes lamps for ships.",
+         "In 2019 Acme sold its Turin branch to Nordlicht. The price was 3.5 million euros."]
+
+
+@pytest.mark.parametrize("text", ["Nordlicht was founded in Lyon in 1987.", "nordlicht was founded in Lyon in 1987.", "Acme was never founded in Lyon.",
+                                  "Acme wasn't founded in Lyon.", "It employs ninety people.", "It employs 90 people.", "It employs forty-one people.",
+                                  "The price was 3.6 million euros.", "The price was three million euros.", "The price was not 3.5 million euros."])
+def test_what_the_sources_do_not_say_has_no_support(text):
+    assert not support(text, STORY)[0].supported
+
+
+@pytest.mark.parametrize("text", ["It employs 40 people.", "It employs forty people.", "The price was 3,500,000 euros.", "ACME was founded in lyon in 1987.",
+                                  "Founded in Lyon, the company makes lamps."])
+def test_what_the_sources_say_in_other_figures_has_support(text):
+    assert support(text, STORY)[0].supported
+
+
+@quick
+@given(st.integers(0, 999_999_999))
+def test_numbers_in_words_are_their_digits(n):
+    def words(k):
+        small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+        tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+        for size, name in ((10**6, "million"), (1000, "thousand"), (100, "hundred")):
+            if k >= size:
+                return f"{words(k // size)} {name}" + (f" {words(k % size)}" if k % size else "")
+        return small[k] if k < 20 else tens[k // 10 - 2] + (f"-{small[k % 10]}" if k % 10 else "")
+    from safetune.generation import _numbers
+    assert _numbers(f"there are {words(n)} lamps") == (set() if n == 1 else {str(n)})
+    assert _numbers(f"there are {n:,} lamps") == {str(n)}
