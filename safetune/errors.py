@@ -25,7 +25,7 @@ from .metrics import entities, entity_counts
 from .predict import Predictor, model_input
 from .tasks import token_batches
 
-# %% ../nbs/14c_errors.ipynb #468b04f0
+# %% ../nbs/14c_errors.ipynb #fa94e09d
 KINDS = ("right", "type", "boundary", "type and boundary", "missed", "made up")
 
 def entity_errors(rows: Sequence[dict],      # with gold tags
@@ -63,6 +63,7 @@ def error_matrix(errors: pd.DataFrame,    # from `entity_errors`
     type_ = errors["gold"].where(errors["kind"] != "made up", errors["predicted"])
     return pd.crosstab(type_.rename("type"), errors["kind"]).reindex(columns=list(KINDS), fill_value=0)
 
+# %% ../nbs/14c_errors.ipynb #c6c511b5
 def plot_errors(errors: pd.DataFrame,    # from `entity_errors`
                ):                        # matplotlib Figure
     "Confusion of types, and kinds of error for each type."

@@ -508,7 +508,7 @@ class Explainer:
         "Explanations of rows by a method of `METHODS`; see `explain`."
         return explain(self, rows, method, targets, **options)
 
-# %% ../nbs/14_explain.ipynb #f8c5d101
+# %% ../nbs/14_explain.ipynb #02f9ab1f
 def _read_row(task, item, number: int) -> dict:
     "A row of the task, with texts that a tokenizer can take. Raises `InputError` for what has none."
     check_item(item, number)
@@ -518,6 +518,7 @@ def _read_row(task, item, number: int) -> dict:
             raise InputError("a text of the row is no text", "give strings", "input", number)
     return task.read(well_formed(item))
 
+# %% ../nbs/14_explain.ipynb #54c30ec1
 def _refuse(predictor):
     "Raises `InputError` for a predictor whose answers cannot be explained."
     name, function = predictor.task.name, predictor.function is not None

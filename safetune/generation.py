@@ -202,7 +202,7 @@ def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #9b440824
+# %% ../nbs/16d_generation.ipynb #a9cab6c4
 _SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*"
                           r"|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
@@ -224,6 +224,7 @@ def sentences(text: str) -> list:    # of (start, end)
              for m in _SENTENCE.finditer(text)]
     return [(start, end) for start, end in found if any(map(str.isalnum, text[start:end]))]
 
+# %% ../nbs/16d_generation.ipynb #54ad25d6
 _SMALL = {word: n for n, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen".split())}
@@ -264,6 +265,7 @@ def _numbers(text) -> set:
             value, seen = (_SMALL[word], [word]) if word in _SMALL else (None, [])
     return found
 
+# %% ../nbs/16d_generation.ipynb #469bc5f9
 def _bare(word): return fold(word.split("'")[0].split("’")[0])
 
 def _names(text, known: frozenset = frozenset()) -> set:

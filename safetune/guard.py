@@ -133,7 +133,7 @@ class GuardedPredictor:
     def __repr__(self) -> str:
         return f"GuardedPredictor({len(self.rules)} rules, {sum(self.counts.values()):,} decisions)"
 
-# %% ../nbs/16e_guard.ipynb #2cde5287
+# %% ../nbs/16e_guard.ipynb #dcdb6ca5
 def _many(items) -> Iterable:
     "The items; `InputError` for one text or row, whose letters or columns would be taken for items."
     if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
@@ -141,6 +141,7 @@ def _many(items) -> Iterable:
                          "give a list of items, or call the guard with the one")
     return items
 
+# %% ../nbs/16e_guard.ipynb #e78f08a2
 def _policy(abstain) -> Policy | None:
     "A policy from whatever gives a threshold."
     if abstain is None or isinstance(abstain, Policy):
@@ -277,7 +278,7 @@ for _stage in (_read_stage, _run_rules, _input_stage, _output_stage, _detect_sta
                _scale_stage):
     setattr(GuardedPredictor, _stage.__name__, _stage)
 
-# %% ../nbs/16e_guard.ipynb #64fe75bf
+# %% ../nbs/16e_guard.ipynb #d409a77a
 def _known(score, generates: bool = False) -> float:
     """A confidence; -inf where the model gives none, so that nothing lets it pass. `InputError` for what can be
     no confidence: a probability lies between 0 and 1, the log-probability of a written text at or below 0."""
@@ -313,6 +314,7 @@ def _abstain_stage(self, cases):
                                        f"confidence {known[0]:.2f} is below the threshold"))
             case.prediction, case.open = None, False
 
+# %% ../nbs/16e_guard.ipynb #6dc7666d
 def _set_stage(self, cases):
     "Conformal sets: of labels for a text, of types (or none) for each entity."
     if self.conformal is None:
