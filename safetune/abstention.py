@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'risk_coverage', 'aurc', 'plot_risk_coverage', 'risk_bound', 'Selection', 'sgr', 'SelectiveRisk',
-           'nonconformity', 'conformal_quantile', 'Conformal', 'plot_coverage', 'ConformalCoverage', 'entity_types_of',
-           'span_probabilities', 'entity_examples', 'control_risk', 'span_score', 'EntityCandidates']
+           'nonconformity', 'conformal_quantile', 'expected_coverage', 'smoothed_p', 'Conformal', 'plot_coverage',
+           'ConformalCoverage', 'entity_types_of', 'span_probabilities', 'entity_examples', 'control_risk',
+           'span_score', 'EntityCandidates']
 
 # %% ../nbs/16b_abstention.ipynb #02509ab2
 import math
@@ -155,7 +156,7 @@ class SelectiveRisk(Check):
             f"{kept.sum():,} of {len(kept):,} {unit} ({kept.mean():.1%}) have a confidence of at least "
             f"{self.threshold:.3f}; without the threshold {(~scored.right).mean():.1%} are wrong.")
 
-# %% ../nbs/16b_abstention.ipynb #65223b74
+# %% ../nbs/16b_abstention.ipynb #977c2074
 SCORES = ("lac", "aps")
 
 def nonconformity(p: np.ndarray,          # (n, labels)
@@ -183,17 +184,31 @@ def conformal_quantile(scores: np.ndarray, alpha: float) -> float:    # inf wher
     k = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
     return float(np.partition(scores, k - 1)[k - 1]) if 1 <= k <= len(scores) else math.inf
 
-# %% ../nbs/16b_abstention.ipynb #f84cd049
+def expected_coverage(n: int, alpha: float) -> float:
+    "Coverage of the sets of n calibration rows on average over samples, where no scores are equal."
+    return min(1.0, math.ceil((n + 1) * (1 - alpha) - 1e-9) / (n + 1))
+
+def smoothed_p(calibration: np.ndarray,    # scores of the true labels, sorted
+               scores: np.ndarray,         # of labels that may be in a set, any shape
+               u: np.ndarray,              # of the same shape, from 0 to 1
+              ) -> np.ndarray:
+    "Randomised p-values, uniform for a true label, also with equal scores (Vovk et al. 2005, section 2.4)."
+    below = np.searchsorted(calibration, scores, side="left")
+    ties = np.searchsorted(calibration, scores, side="right") - below
+    return (len(calibration) - below - ties + u * (ties + 1)) / (len(calibration) + 1)
+
+# %% ../nbs/16b_abstention.ipynb #779ef984
 class Conformal:
     "Split conformal sets of labels, marginal, by group (Mondrian) or by label. Raises `InputError`."
     def __init__(self, alpha: float = 0.1,       # share of rows whose set may miss the truth
                  score: str = "lac",             # or "aps"
                  by_label: bool = False,         # a threshold for each label: coverage for each true label
-                 seed: int = 0):                 # of the random part of aps
+                 seed: int = 0,                  # of the random part of aps, and of smoothing
+                 smoothed: bool = False):        # True: a random part makes the coverage exact for few rows too
         if not 0 < alpha < 1 or score not in SCORES:
             raise InputError(f"alpha {alpha} and score {score!r}",
                              f"give a share, and one of {', '.join(SCORES)}")
-        self.alpha, self.score, self.by_label, self.seed = alpha, score, by_label, seed
+        self.alpha, self.score, self.by_label, self.seed, self.smoothed = alpha, score, by_label, seed, smoothed
         self.thresholds, self.labels_in = None, 0
 
     def _scores(self, p):
@@ -212,12 +227,24 @@ class Conformal:
         keys = [""] * len(gold) if groups is None else list(map(str, groups))
         self.grouped, self.labels_in, self.n = groups is not None, p.shape[1], len(gold)
         cells = gold if self.by_label else np.zeros(len(gold), dtype=int)
-        self.thresholds = {}
+        self.thresholds, self.calibration = {}, {}
         for key in set(keys):
             mine = np.array([k == key for k in keys])
-            self.thresholds[key] = np.array([conformal_quantile(scores[mine & (cells == c)], self.alpha)
-                                             for c in range(p.shape[1] if self.by_label else 1)])
+            own = [np.sort(scores[mine & (cells == c)]) for c in range(p.shape[1] if self.by_label else 1)]
+            self.calibration[key] = own
+            self.thresholds[key] = np.array([conformal_quantile(one, self.alpha) for one in own])
         return self
+
+    def _smoothed_sets(self, scores, groups):
+        "Labels whose smoothed p-value is above alpha; one random number a row."
+        u = np.random.default_rng([self.seed, 1]).random(len(scores))
+        inside = np.ones(scores.shape, dtype=bool)    # of groups that were not seen: all labels
+        for key in set(groups) & set(self.calibration):
+            mine, own = np.array([group == key for group in groups]), self.calibration[key]
+            for c in range(self.labels_in):
+                values = scores[mine, c]
+                inside[mine, c] = smoothed_p(own[c % len(own)], values, u[mine]) > self.alpha
+        return inside
 
     def sets(self, p: np.ndarray, groups: Sequence = None) -> np.ndarray:    # bool, (n, labels)
         "Which labels are in the set of each row. Raises `InputError` before `fit` or without groups."
@@ -226,6 +253,9 @@ class Conformal:
                              "the sets were not fitted, or were fitted with groups",
                              "fit first, give groups to both")
         p = np.asarray(p, dtype=float).reshape(-1, self.labels_in)
+        if self.smoothed:
+            return self._smoothed_sets(self._scores(p), [""] * len(p) if groups is None
+                                       else list(map(str, groups)))
         everything = np.full(1, math.inf)
         limits = np.array([np.broadcast_to(self.thresholds.get(key, everything), self.labels_in)
                            for key in ([""] * len(p) if groups is None

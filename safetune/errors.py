@@ -25,14 +25,17 @@ from .metrics import entities, entity_counts
 from .predict import Predictor, model_input
 from .tasks import token_batches
 
-# %% ../nbs/14c_errors.ipynb #893c09b4
+# %% ../nbs/14c_errors.ipynb #fa94e09d
 KINDS = ("right", "type", "boundary", "type and boundary", "missed", "made up")
 
 def entity_errors(rows: Sequence[dict],      # with gold tags
                   predictions: Sequence,     # of `Predictor`
                  ) -> pd.DataFrame:          # a row an entity
-    "What became of each gold entity, and the predicted entities that touch none."
-    lines = []
+    """What became of each gold entity, and the predicted entities that touch none.
+    Raises `InputError` unless there is one prediction a row."""
+    rows, predictions, lines = list(rows), list(predictions), []
+    if len(rows) != len(predictions):
+        raise InputError(f"{len(predictions)} predictions for {len(rows)} rows", "give one prediction a row")
     for i, (row, prediction) in enumerate(zip(rows, predictions)):
         words, gold, free = row["tokens"], entities(list(row["tags"])), entities(list(prediction["tags"]))
         shared = lambda a, b: min(a[2], b[2]) - max(a[1], b[1])
@@ -60,6 +63,7 @@ def error_matrix(errors: pd.DataFrame,    # from `entity_errors`
     type_ = errors["gold"].where(errors["kind"] != "made up", errors["predicted"])
     return pd.crosstab(type_.rename("type"), errors["kind"]).reindex(columns=list(KINDS), fill_value=0)
 
+# %% ../nbs/14c_errors.ipynb #c6c511b5
 def plot_errors(errors: pd.DataFrame,    # from `entity_errors`
                ):                        # matplotlib Figure
     "Confusion of types, and kinds of error for each type."
@@ -217,7 +221,7 @@ def slice_tests(counts: np.ndarray,       # from `f1_counts`
     p = np.where(np.isfinite(p) & (error > 0), p, 1.0)
     return pd.DataFrame({"f1": value[0], "rest": value[1], "gap": value[1] - value[0], "p": p})
 
-# %% ../nbs/14c_errors.ipynb #bccb6a56
+# %% ../nbs/14c_errors.ipynb #7ce0200b
 class WorseSlices(Check):
     "Is there a part of the data on which the model is significantly worse?"
     name, question = "slices", "Is there a nameable part of the data on which F1 is lower than on the rest?"
@@ -292,7 +296,7 @@ class WorseSlices(Check):
         part = Result(
             name, "F1 of the rest minus F1 of the slice", gap, "clusters", self.gate, float(line["p"])
         )
-        part.p_value = part.p_adjusted = float(line["adjusted"])    # over all slices, not only those shown
+        part.p_adjusted = float(line["adjusted"])    # over all slices, not only those shown
         part.tests, part.f1, part.rest, part.size = (
             tests,
             float(line["f1"]),

@@ -9,7 +9,7 @@ __all__ = ['NO_ANSWER', 'OWN_READERS', 'FOR', 'AGAINST', 'METHODS', 'Target', 't
            'layers_of', 'layer_integrated_gradients', 'occlusion', 'shap', 'lime', 'attention_rollout', 'random_scores',
            'plot_text', 'plot_methods', 'plot_layers']
 
-# %% ../nbs/14_explain.ipynb #39e37230
+# %% ../nbs/14_explain.ipynb #0528e6d0
 import bisect
 import contextlib
 import copy
@@ -23,12 +23,12 @@ from typing import Callable, Sequence
 import numpy as np
 import torch
 
-from .data import InputError, TokenBudgetSampler, split_words, _visible
-from .predict import Predictor
+from .data import InputError, TokenBudgetSampler, split_words, well_formed, _visible
+from .predict import Predictor, check_item
 from .questions import choice_pairs, read_windows
 from .tasks import Collator
 
-# %% ../nbs/14_explain.ipynb #c0550d06
+# %% ../nbs/14_explain.ipynb #96474c04
 @dataclass(frozen=True)
 class Target:
     "What is explained: a label, an entity, an answer or a choice; against another one if it is named."
@@ -71,7 +71,7 @@ OWN_READERS = ("relation-extraction", "question-answering", "multiple-choice")  
 def _others(task, row, target, against):
     "What to explain a target against."
     if against != "each":
-        return [against]
+        return [against] if against is None or against != target.label else []    # nothing against itself
     if task.name == "question-answering":
         return [None if target.label == NO_ANSWER else NO_ANSWER]
     if task.name == "multiple-choice":
@@ -110,7 +110,7 @@ def choice_target(row: dict,      # has "choices"
     starts = row_words(row)[1]
     return Target(row["choices"][number], (starts[number + 2], starts[number + 3]))
 
-# %% ../nbs/14_explain.ipynb #3700f2c2
+# %% ../nbs/14_explain.ipynb #6bf57227
 def _tag(task, type_, first):
     "Number of the tag of a word of an entity."
     names = ["O"] if type_ == "O" else [f"B-{type_}", f"I-{type_}"] if first else [f"I-{type_}", f"B-{type_}"]
@@ -138,6 +138,10 @@ def _places(task, target: Target,
     if target.words is None:
         return [(0, _class(task, label), weight) for label, weight in sides]
     start, end = target.words
+    if not 0 <= start < end:
+        raise InputError(f"an entity of the words {start} to {end} has no word", "end after the last word")
+    if not first_piece.keys() >= set(range(start, end)):
+        raise InputError(f"the row has no words {start} to {end}", "count words from 0, the end exclusive")
     return [(first_piece[w], _tag(task, label, w == start), weight)
             for label, weight in sides for w in range(start, end)]
 
@@ -177,7 +181,7 @@ def _log_probability(task, logits: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.logsigmoid(logits)
     return torch.log_softmax(logits, -1)
 
-# %% ../nbs/14_explain.ipynb #22e170bb
+# %% ../nbs/14_explain.ipynb #ad99ea37
 @dataclass
 class Subject:
     "One input to explain."
@@ -250,9 +254,11 @@ def _tag_subjects(predictor, rows, targets):
 def _window(encoding, windows, target):
     "The window where a span lies farthest from an edge, as in `encode_words`; `InputError` if there is none."
     best = (-1, None)
+    if target.words is None:
+        raise InputError(f"the target {target} has no words", "say of which words of the row")
     for k, window in enumerate(windows):
         ids = [w for w in encoding.word_ids(window) if w is not None]
-        if all(w in ids for w in range(*target.words)):
+        if target.words[0] < target.words[1] and all(w in ids for w in range(*target.words)):
             left, right = ids.index(target.words[0]), len(ids) - 1 - ids.index(target.words[1] - 1)
             room = min(
                 left if k else math.inf, right if k + 1 < len(windows) else math.inf
@@ -377,7 +383,7 @@ def _choice_places(row, target):
             raise InputError(f"the row has no choice {name!r}", f"choose from {', '.join(row['choices'])}")
     return [(0, row["choices"].index(name), weight) for name, weight in zip(names, (1.0, -1.0))]
 
-# %% ../nbs/14_explain.ipynb #8d0c3b34
+# %% ../nbs/14_explain.ipynb #5e983c45
 class Explainer:
     "Attributions of a model's answers. Raises `InputError` for answers that cannot be explained."
     def __init__(self,
@@ -421,11 +427,16 @@ class Explainer:
                  rows: Sequence[dict],
                  targets: Sequence = None,   # a list of `Target` for each row; None: what the model answers
                 ) -> list:                   # of `Subject`; rows without a target give none
-        "Rows, ready to be explained."
-        rows = [self.task.read(row) for row in rows]
+        "Rows, ready to be explained. Raises `InputError` for what is no list of rows."
+        if isinstance(rows, (str, bytes, dict)) or not hasattr(rows, "__iter__"):
+            raise InputError(f"the rows are a single {type(rows).__name__}", "give a list of them")
+        rows = [_read_row(self.task, row, number) for number, row in enumerate(rows, 1)]
         targets = targets_of(self.predictor, rows) if targets is None else list(targets)
         if len(targets) != len(rows):
             raise InputError(f"{len(targets)} lists of targets for {len(rows)} rows", "give one list a row")
+        for target in (target for own in targets for target in own):
+            if target.against is not None and target.against == target.label:
+                raise InputError(f"{target.label!r} is explained against itself", "name another label")
         if not rows:
             return []
         if not self.has_gradients:
@@ -496,6 +507,16 @@ class Explainer:
     def explain(self, rows, method="integrated gradients", targets=None, **options) -> list:
         "Explanations of rows by a method of `METHODS`; see `explain`."
         return explain(self, rows, method, targets, **options)
+
+# %% ../nbs/14_explain.ipynb #02f9ab1f
+def _read_row(task, item, number: int) -> dict:
+    "A row of the task, with texts that a tokenizer can take. Raises `InputError` for what has none."
+    check_item(item, number)
+    if isinstance(item, dict):
+        texts = [item[name] for name in ("tokens", "text", "question", "context") if name in item]
+        if any(text is None for text in texts) or "text" in item and not isinstance(item["text"], str):
+            raise InputError("a text of the row is no text", "give strings", "input", number)
+    return task.read(well_formed(item))
 
 # %% ../nbs/14_explain.ipynb #54c30ec1
 def _refuse(predictor):
@@ -821,7 +842,7 @@ def explain(explainer: Explainer,
         ]
     return found
 
-# %% ../nbs/14_explain.ipynb #a44f7326
+# %% ../nbs/14_explain.ipynb #7b664d28
 @method("gradient x input")
 def gradient_x_input(explainer: Explainer, subjects: list) -> list:
     """The gradient at the input times the input, as captum's `InputXGradient`
@@ -830,7 +851,9 @@ def gradient_x_input(explainer: Explainer, subjects: list) -> list:
     return [Scores(pieces=pieces) for pieces in inputs]
 
 def gauss_legendre(steps: int) -> tuple:    # nodes and weights, summing to 1
-    "Nodes and weights of the Gauss-Legendre rule on 0..1."
+    "Nodes and weights of the Gauss-Legendre rule on 0..1. Raises `InputError` for fewer than one."
+    if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"{steps!r} steps", "give a whole number from 1")
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     return (nodes + 1) / 2, weights / 2
 
@@ -844,7 +867,7 @@ def integrated_gradients(explainer: Explainer, subjects: list,
     ways, _ = explainer.gradients(subjects, items)
     return [Scores(pieces=pieces, complete=True) for pieces in ways]
 
-# %% ../nbs/14_explain.ipynb #927e7a42
+# %% ../nbs/14_explain.ipynb #a5cbbb88
 def _captum():
     "Captum, or one line on how to get it."
     try:
@@ -869,6 +892,7 @@ def layer_integrated_gradients(explainer: Explainer, subjects: list,
     "Integrated gradients between the hidden states of a layer, by captum."
     if not explainer.has_gradients:
         raise InputError("a function has no layers", "use occlusion, shap or lime")
+    gauss_legendre(steps)    # refuses what are no steps
     if layer == 0:
         return integrated_gradients(explainer, subjects, steps)
     stack = layers_of(explainer.model)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Constraint', 'Generator', 'Choices', 'token_texts', 'DenyText', 'OnlyCharacters', 'refusal_phrases', 'is_refusal',
-           'Sentence', 'sentences', 'passages', 'support', 'Grounded', 'GroundedAnswers']
+           'Sentence', 'sentences', 'known_names', 'passages', 'support', 'Grounded', 'GroundedAnswers']
 
 # %% ../nbs/16d_generation.ipynb #8d270867
 from dataclasses import dataclass
@@ -202,7 +202,7 @@ def is_refusal(text: str, path: str = None) -> bool:
     "Does a text start like a refusal? White space, quotes and marks before it do not count."
     return fold(regex.sub(r"^[\W_]+", "", text)).startswith(refusal_phrases(path))
 
-# %% ../nbs/16d_generation.ipynb #7c351843
+# %% ../nbs/16d_generation.ipynb #a9cab6c4
 _SENTENCE = regex.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\d)|(?<=\d)[.](?=\d)[^.!?。！？\n]*"
                           r"|[.!?](?=\S)|\n|$)+")
 _NUMBER, _WORD = regex.compile(r"\d+(?:[.,]\d+)*"), regex.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
@@ -215,7 +215,7 @@ class Sentence:
     start: int          # characters in the answer
     end: int
     score: float        # share of its words in the best passage
-    missing: tuple      # numbers and names that the passage does not have
+    missing: tuple      # numbers, names and negations that the passage does not have
     supported: bool
 
 def sentences(text: str) -> list:    # of (start, end)
@@ -224,12 +224,74 @@ def sentences(text: str) -> list:    # of (start, end)
              for m in _SENTENCE.finditer(text)]
     return [(start, end) for start, end in found if any(map(str.isalnum, text[start:end]))]
 
-def _numbers(text): return {number.replace(",", "") for number in _NUMBER.findall(text)}
+# %% ../nbs/16d_generation.ipynb #54ad25d6
+_SMALL = {word: n for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen".split())}
+_SMALL |= {word: 10 * n for n, word in enumerate(
+    "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_FIGURE = regex.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s-]")
+_DENIALS = frozenset("no not never none nothing nobody neither nor without cannot "
+                     "nicht nie niemals kein keine keinen keinem keiner keines ohne nichts "
+                     "jamais aucun aucune sans nunca ningun ninguna sin mai nessun nessuna senza "
+                     "nao nunca nenhum nenhuma sem".split())
 
-def _names(text):
-    "Capitalised words but the first."
+def _numbers(text) -> set:
+    "Numbers as plain strings; English number words count, but a lone `one`, which is often no number."
+    found, value, seen = set(), None, []
+    def close():
+        if value is not None and seen != ["one"]:
+            found.add(f"{value:.6f}".rstrip("0").rstrip("."))
+    for word in [*_FIGURE.findall(text.lower()), "."]:
+        if word[0].isdigit():
+            close()
+            plain = word.replace(",", "")
+            if plain.count(".") > 1 or not plain.isascii():    # a date or an address: kept as it is written
+                found.add(plain)
+                value, seen = None, []
+            else:
+                value, seen = float(plain), ["digits"]
+        elif word in _SMALL and (value is None or value % 100 == 0 and seen[-1] != "digits"
+                                 or value % 10 == 0 and value % 100 >= 20 and 0 < _SMALL[word] < 10
+                                 and seen[-1] != "digits"):
+            value, seen = (value or 0) + _SMALL[word], [*seen, word]
+        elif word in _LARGE and value is not None:
+            size = _LARGE[word]
+            rest = value % size if value >= 10 * size else value    # "two thousand three hundred"
+            value, seen = value - rest + (rest or 1) * size, [*seen, word]
+        elif word != "and" or value is None or seen[-1] not in _LARGE:
+            close()
+            value, seen = (_SMALL[word], [word]) if word in _SMALL else (None, [])
+    return found
+
+# %% ../nbs/16d_generation.ipynb #469bc5f9
+def _bare(word): return fold(word.split("'")[0].split("’")[0])
+
+def _names(text, known: frozenset = frozenset()) -> set:
+    "Capitalised words but the first, and words that are known as names, however they are written."
     words = [m[0] for m in _WORD.finditer(text)]
-    return {fold(word.split("'")[0].split("’")[0]) for word in words[1:] if word[0].isupper()}
+    return ({_bare(word) for word in words[1:] if word[0].isupper()}
+            | {_bare(word) for word in words if _bare(word) in known})
+
+def _denials(text) -> set:
+    "Words that deny."
+    folded = {fold(word) for word in _WORD.findall(text)}
+    short = {"not" for word in folded if regex.search(r"n['’]t$", word)}
+    return (folded & _DENIALS) | short | set(regex.findall("[不没沒未无無非]", text))
+
+@lru_cache
+def _common_words() -> frozenset:
+    "Frequent words of several languages, which are no names where they start a sentence."
+    lines = (files("safetune") / "resources" / "screening" / "stopwords.tsv").read_text(encoding="utf-8")
+    return frozenset(fold(word) for line in lines.splitlines() if not line.startswith("#")
+                     for word in line.split("\t")[-1].split())
+
+def known_names(sources: Sequence) -> frozenset:    # of folded words
+    "Words that the sources always write with a capital, and that are no common words."
+    words = [m[0] for source in sources for m in _WORD.finditer(source)]
+    small = {_bare(word) for word in words if not word[0].isupper()}
+    return frozenset({_bare(word) for word in words if word[0].isupper()} - small - _common_words())
 
 def _content(text):
     "Words of four letters or more, cut to six; pairs of characters of scripts without spaces."
@@ -237,11 +299,11 @@ def _content(text):
     for word in map(fold, _WORD.findall(text)):
         if _NO_SPACES.search(word):
             found |= {word[i:i + 2] for i in range(max(1, len(word) - 1))}
-        elif len(word) >= 4 and not word[0].isdigit():
-            found.add(word[:6])
+        elif len(word) >= 4 and not word[0].isdigit() and word not in _SMALL and word not in _LARGE:
+            found.add(word[:6])    # number words are judged as numbers
     return found
 
-# %% ../nbs/16d_generation.ipynb #5c418318
+# %% ../nbs/16d_generation.ipynb #4c733979
 def passages(sources: Sequence, window: int = 3) -> list:    # of str
     "Every run of up to `window` neighbouring sentences. Raises `InputError` where there is no source."
     if isinstance(sources, str):
@@ -260,17 +322,21 @@ def support(answer: str, sources: Sequence,
             window: int = 3,             # sentences of a passage
             entails: Callable = None,    # (premise, hypothesis) -> probability
            ) -> list:                    # of Sentence
-    "What the sources say of each sentence of an answer. Raises `InputError` without sources."
-    known = [(text, _content(text), _numbers(text), {fold(w) for w in _WORD.findall(text)})
+    """What the sources say of each sentence of an answer, by its words, numbers, names and denials.
+    It does not understand: who did what, a denial that was dropped or moved, a new name in small letters and
+    the contrary in other words are seen only by `entails`. Raises `InputError` without sources."""
+    known = [(text, _content(text), _numbers(text), {_bare(w) for w in _WORD.findall(text)}, _denials(text))
              for text in passages(sources, window)]
+    listed = known_names([sources] if isinstance(sources, str) else sources)
     found = []
     for start, end in sentences(answer):
         text = answer[start:end]
-        words, numbers, names = _content(text), _numbers(text), _names(text)
-        everything = tuple(sorted(numbers) + sorted(names))
+        words, numbers, names, denials = _content(text), _numbers(text), _names(text, listed), _denials(text)
+        everything = tuple(sorted(numbers) + sorted(names) + sorted(denials))
         best = (-1.0 - len(everything), everything, "")    # where there is no passage, all is missing
-        for passage, content, its_numbers, its_words in known:
-            missing = tuple(sorted(numbers - its_numbers) + sorted(names - its_words))
+        for passage, content, its_numbers, its_words, its_denials in known:
+            missing = tuple(sorted(numbers - its_numbers) + sorted(names - its_words)
+                            + sorted(denials if not its_denials else ()))
             score = len(words & content) / len(words) if words else float(bool(numbers or names))
             best = max(best, (score - len(missing), missing, passage), key=lambda one: one[0])
         score, missing, passage = best[0] + len(best[1]), best[1], best[2]

@@ -64,7 +64,7 @@ class _Case:
         self.open = thing is not None
         return thing
 
-# %% ../nbs/16e_guard.ipynb #08ab2a7d
+# %% ../nbs/16e_guard.ipynb #56428cbb
 class GuardedPredictor:
     "A predictor behind rules, detection, calibration and abstention. Raises `InputError`."
     def __init__(self, predictor,             # with `predict`
@@ -92,8 +92,9 @@ class GuardedPredictor:
         self.seconds, self.counts = Counter(), Counter()
 
     def decide(self, items: Iterable) -> list:    # of Decision, one an item
-        "Decide on many items. Nothing that an item holds raises an error."
-        cases = [_Case(item) for item in items]
+        """Decide on many items. Nothing that an item holds raises an error.
+        Raises `InputError` for a single text or row in place of many."""
+        cases = [_Case(item) for item in _many(items)]
         for name, stage in (("read", self._read_stage), ("input rules", self._input_stage),
                             ("detection", self._detect_stage), ("model", self._model_stage),
                             ("calibration", self._scale_stage), ("output rules", self._output_stage),
@@ -107,13 +108,13 @@ class GuardedPredictor:
 
     def predict(self, items: Iterable, **_) -> list:    # of predictions, one an item
         "Predictions with `status` and `reasons`; without label or entities where there is no answer."
-        items = list(items)
+        items = list(_many(items))
         return [_as_prediction(item, decision, self) for item, decision in zip(items, self.decide(items))]
 
     def stream(self, items: Iterable, window: int = 1024):    # yields predictions
         "Predictions over a stream, one window at a time."
         batch = []
-        for item in items:
+        for item in _many(items):
             batch.append(item)
             if len(batch) == window:
                 yield from self.predict(batch)
@@ -131,6 +132,14 @@ class GuardedPredictor:
 
     def __repr__(self) -> str:
         return f"GuardedPredictor({len(self.rules)} rules, {sum(self.counts.values()):,} decisions)"
+
+# %% ../nbs/16e_guard.ipynb #dcdb6ca5
+def _many(items) -> Iterable:
+    "The items; `InputError` for one text or row, whose letters or columns would be taken for items."
+    if isinstance(items, (str, bytes, dict)) or not hasattr(items, "__iter__"):
+        raise InputError(f"the items are a single {type(items).__name__}",
+                         "give a list of items, or call the guard with the one")
+    return items
 
 # %% ../nbs/16e_guard.ipynb #e78f08a2
 def _policy(abstain) -> Policy | None:
@@ -269,34 +278,43 @@ for _stage in (_read_stage, _run_rules, _input_stage, _output_stage, _detect_sta
                _scale_stage):
     setattr(GuardedPredictor, _stage.__name__, _stage)
 
-# %% ../nbs/16e_guard.ipynb #6a706904
-def _known(score) -> float:
-    "A confidence; -inf for what is none, so that nothing lets it pass."
-    number = isinstance(score, (int, float, np.number)) and not isinstance(score, bool)
-    return float(score) if number and math.isfinite(score) else -math.inf
+# %% ../nbs/16e_guard.ipynb #d409a77a
+def _known(score, generates: bool = False) -> float:
+    """A confidence; -inf where the model gives none, so that nothing lets it pass. `InputError` for what can be
+    no confidence: a probability lies between 0 and 1, the log-probability of a written text at or below 0."""
+    if score is None:
+        return -math.inf
+    low, high = (-math.inf, 0) if generates else (0, 1)
+    number = isinstance(score, (int, float, np.number)) and not isinstance(score, (bool, np.bool_))
+    if not number or not math.isfinite(score) or not low - 1e-6 <= score <= high + 1e-6:
+        raise InputError(f"the confidence {str(score)[:20]} is impossible", "mend the model")
+    return float(score)
 
 def _abstain_stage(self, cases):
-    "Texts below the threshold get no answer; entities below it are removed."
+    "Texts below the threshold get no answer; entities below it are removed. An impossible confidence closes."
     if self.policy is None:
         return
     for case in cases:
         group = None if self.column is None else str(case.row.get(self.column, ""))
+        found = case.prediction.get("entities", [case.prediction])
+        try:
+            known = [_known(one.get("score"), getattr(self.task, "generates", False)) for one in found]
+        except InputError as error:
+            case.refuse("abstention", f"{error.problem}, so it closes")
+            continue
+        keeps = self.policy.keeps(known, None if group is None else [group] * len(found))
         if "entities" in case.prediction:
-            found = case.prediction["entities"]
-            keeps = self.policy.keeps([_known(e.get("score")) for e in found],
-                                      None if group is None else [group] * len(found))
             drop = [i for i, keep in enumerate(keeps) if not keep]
             case.reasons += [Reason("abstention", "remove",
-                                    f"confidence {_known(found[i].get('score')):.2f} is below the threshold",
-                                    *found[i]["words"]) for i in drop]
+                                    f"confidence {known[i]:.2f} is below the threshold", *found[i]["words"])
+                             for i in drop]
             case.prediction = without_entities(case.prediction, drop) if drop else case.prediction
-        elif not self.policy.keeps([_known(case.prediction.get("score"))],
-                                   None if group is None else [group])[0]:
+        elif not keeps[0]:
             case.reasons.append(Reason("abstention", "note",
-                                       f"confidence {_known(case.prediction.get('score')):.2f} "
-                                       "is below the threshold"))
+                                       f"confidence {known[0]:.2f} is below the threshold"))
             case.prediction, case.open = None, False
 
+# %% ../nbs/16e_guard.ipynb #6dc7666d
 def _set_stage(self, cases):
     "Conformal sets: of labels for a text, of types (or none) for each entity."
     if self.conformal is None:

@@ -15,7 +15,8 @@ __all__ = ['CARD_PREFIXES', 'ID_RULES', 'CN_PLATE', 'FICTIONAL_PHONES', 'SEVEN_D
            'network_recognisers', 'is_token', 'is_mixed', 'is_secret', 'Assigned', 'is_basic', 'key_recognisers',
            'grow_chinese', 'address_recognisers', 'birth_recogniser', 'is_birth_date', 'recognisers',
            'standard_recognisers', 'find_personal', 'Marked', 'word_span', 'PersonalData', 'FromPresidio', 'presidio',
-           'mask', 'redact', 'Redactor', 'NamePool', 'standard_names', 'normal', 'Pseudonyms', 'rewrite']
+           'mask', 'redact', 'change_texts', 'Redactor', 'NamePool', 'standard_names', 'normal', 'Pseudonyms',
+           'rewrite']
 
 # %% ../nbs/10b_personal.ipynb #e2216354
 import base64
@@ -1227,6 +1228,26 @@ def redact(text: str,                      # any text
     return "".join(pieces) + text[at:]
 
 # %% ../nbs/10b_personal.ipynb #01c706cc
+def change_texts(thing: object,       # a text, or dicts, lists, tuples and sets of texts
+                 change: Callable,    # text -> text
+                 other: Callable = None,    # what becomes of anything that is no text; None: it stays
+                 depth: int = 20,     # of what lies inside of what; deeper it becomes a text
+                ) -> object:          # of the same form
+    "Change every text inside of something, keys too."
+    if isinstance(thing, str):
+        return change(thing)
+    if isinstance(thing, (dict, list, tuple, set, frozenset)) and not depth:
+        return change(str(thing))
+    if isinstance(thing, dict):
+        return {change_texts(key, change, other, depth - 1): change_texts(value, change, other, depth - 1)
+                for key, value in thing.items()}
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        inner = [change_texts(one, change, other, depth - 1) for one in thing]
+        return type(thing)(*inner) if hasattr(thing, "_fields") else type(thing)(inner)
+    return thing if other is None else other(thing)
+
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}    # what every record has
+
 class Redactor(logging.Filter):
     "A filter that redacts log records; `logger.addFilter(Redactor())`, or on a handler."
     def __init__(self,
@@ -1237,7 +1258,7 @@ class Redactor(logging.Filter):
         self.finder, self.mode = finder, mode
 
     def filter(self, record: logging.LogRecord) -> bool:   # always True: the record goes on
-        "Redact message and traceback of a record in place."
+        "Redact message, traceback and extra fields of a record in place."
         try:
             message = record.getMessage()
         except (TypeError, ValueError):            # arguments that do not fit the message: logging reports it
@@ -1250,7 +1271,15 @@ class Redactor(logging.Filter):
             record.exc_text = redact(record.exc_text, self.finder, self.mode)
         if record.stack_info:
             record.stack_info = redact(record.stack_info, self.finder, self.mode)
+        for name in set(vars(record)) - _OWN:      # `extra=`, which formatters such as JSON ones print
+            setattr(record, name, change_texts(getattr(record, name), self._other, self._other))
         return True
+
+    def _other(self, value):
+        "A value that is no text: its text where a formatter would print personal data, or where it is an object."
+        text = str(value)
+        new = redact(text, self.finder, self.mode)
+        return value if new == text and isinstance(value, (int, float, type(None))) else new
 
 # %% ../nbs/10b_personal.ipynb #f86c1b26
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

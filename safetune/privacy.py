@@ -7,9 +7,9 @@ __all__ = ['logger', 'log_complement', 'true_logs', 'row_logs', 'taught_logs', '
            'roc', 'attack_interval', 'random_halves', 'Shadows', 'train_shadows', 'loss_attack', 'lira', 'rmia',
            'MembershipInference', 'plot_attacks', 'Canary', 'sample_canaries', 'number_canaries', 'LanguageModel',
            'secret_losses', 'exposure', 'fitted_exposure', 'CanaryExposure', 'plot_exposure', 'auc_bound',
-           'replace_matches', 'original_span', 'RedactingPredictor']
+           'replace_matches', 'original_span', 'joined', 'RedactingPredictor']
 
-# %% ../nbs/15_privacy.ipynb #60d35d6d
+# %% ../nbs/15_privacy.ipynb #8920bcb5
 import dataclasses
 import hashlib
 import json
@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from scipy import special, stats
 
 from .checks import (CannotRun, Check, Gate, Result, _agreeing_ends, _score_ends, cluster_bootstrap,
                              gate_p_value, ratio, wilson)
-from .data import IGNORE_INDEX, InputError, map_texts, replacing
+from .data import IGNORE_INDEX, InputError, map_texts, replacing, well_formed
 from .metrics import Interval, entities
-from .predict import ANSWERS, Predictor, model_input
+from .personal import change_texts
+from .predict import ANSWERS, Predictor, check_item, model_input
 from .tasks import token_batches
 
 logger = logging.getLogger("safetune")
@@ -714,13 +716,16 @@ def plot_exposure(rows: list, spread: dict):    # a matplotlib Figure
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/15_privacy.ipynb #9902e42a
+# %% ../nbs/15_privacy.ipynb #80b20c60
 def auc_bound(epsilon: float,      # of the guarantee
               delta: float = 0.0,
              ) -> float:           # 0.5 to 1
-    "Largest area of any membership attack on one row (from Kairouz et al. 2015, arXiv:1311.0776)."
+    """Largest area of any membership attack on one row (from Kairouz et al. 2015, arXiv:1311.0776).
+    Raises `InputError` for a negative epsilon, or a delta that is no probability."""
+    if not (epsilon >= 0 and 0 <= delta <= 1):
+        raise InputError(f"epsilon {epsilon} and delta {delta}", "give at least 0, and a number from 0 to 1")
     # the curve lies under a line of slope e^epsilon from (0, delta) and one of e^-epsilon to (1 - delta, 1)
-    corner = (1 - delta) / (1 + math.exp(epsilon))         # false positives where the lines meet
+    corner = (1 - delta) * float(special.expit(-epsilon))  # false positives where the lines meet
     peak = 1 - corner
     left, middle = corner * (delta + peak) / 2, (1 - delta - corner) * (peak + 1) / 2
     return left + middle + delta
@@ -756,6 +761,35 @@ def original_span(pieces: list,          # from `replace_matches`
     last = old_d - max(0, new_d - end) if kept_d else old_d
     return first, last
 
+# %% ../nbs/15_privacy.ipynb #60c74269
+def joined(words: Sequence,          # of a row
+           tight: bool = False,      # True: no space on either side of a mark such as @ or .
+          ) -> tuple:                # (text, (start, end) of each word in it)
+    "Words put together to a text, with their places."
+    text, places, glue = "", [], True
+    for word in words:
+        mark = tight and word != "" and not any(map(str.isalnum, word))
+        text += "" if glue or mark else " "
+        places.append((len(text), len(text) + len(word)))
+        text, glue = text + word, mark
+    return text, places
+
+def _as_row(item, number: int) -> dict:
+    "A row whose texts can be searched. Raises `InputError` for anything else."
+    check_item(item, number)
+    item = well_formed(item)    # a lone surrogate becomes a sign
+    row = dict(item) if isinstance(item, dict) else {"text": item} if isinstance(item, str) else {
+        "tokens": list(item)}
+    texts = []
+    try:
+        texts += list(row["tokens"]) if "tokens" in row else []
+        map_texts(row, texts.append)
+    except (TypeError, KeyError, AttributeError):    # words that are no list, messages of another form
+        texts.append(None)
+    if "tokens" not in row and not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError("a text of the item is no text", "give strings", "input", number)
+    return row
+
 # %% ../nbs/15_privacy.ipynb #6725cd21
 def _move(entity: dict, pieces: list):    # the entity, or None
     "An entity at its place in the original text; None where it lies in placeholders only."
@@ -767,7 +801,7 @@ def _move(entity: dict, pieces: list):    # the entity, or None
     entity["start"], entity["end"] = original_span(pieces, start, end)
     return entity
 
-# %% ../nbs/15_privacy.ipynb #fb0b9c80
+# %% ../nbs/15_privacy.ipynb #054ae2e3
 class RedactingPredictor:
     "A `Predictor` that neither sees nor repeats personal data."
     def __init__(self,
@@ -782,10 +816,9 @@ class RedactingPredictor:
         self.predictor, self.find, self.placeholder, self.hide = predictor, find, placeholder, set(hide)
         self.task = predictor.task
 
-    def _clean(self, item):
+    def _clean(self, item, number):
         "The item without personal data, and a function that puts an entity back in its place."
-        row = dict(item) if isinstance(item, dict) else {"text": item} if isinstance(item, str) else {
-            "tokens": list(item)}
+        row = _as_row(item, number)
         if "tokens" in row:
             words, masked = self._clean_words(list(row["tokens"]))
             kept = {name: value for name, value in row.items() if name not in ("text", "offsets")}
@@ -801,21 +834,25 @@ class RedactingPredictor:
         return clean, lambda entity: _move(entity, pieces)
 
     def _clean_words(self, words):
-        "Words with a placeholder for each that touches a match in the text that they make; which they are."
-        sizes = np.array([len(word) for word in words], dtype=int)
-        starts = np.cumsum(sizes + 1) - sizes - 1
-        masked = set()
-        for match in self.find(" ".join(words)):
-            for i in np.flatnonzero((starts + sizes > match.start) & (starts < match.end)):
-                words[i] = self.placeholder(match.kind)
-                masked.add(int(i))
-        return words, masked
+        "Words with a placeholder for each that touches a match in a text that they make; which they are."
+        found = [(i, match.kind) for text, places in (joined(words), joined(words, tight=True))
+                 for match in self.find(text) for i, (start, end) in enumerate(places)
+                 if end > match.start and start < match.end]
+        for i, kind in reversed(found):    # where both texts have a match, the first decides
+            words[i] = self.placeholder(kind)
+        return words, {i for i, _ in found}
+
+    def _hidden(self, text):
+        "A text of an answer without personal data, also that of the model's own making."
+        return replace_matches(text, self.find(text), self.placeholder)[0]
 
     def predict(self, items, progress: str = "", first_row: int = 1) -> list:
         "Predictions of many items, in their order."
-        cleaned = [self._clean(item) for item in items]
+        cleaned = [self._clean(item, number) for number, item in enumerate(items, first_row)]
         answers = self.predictor.predict([row for row, _ in cleaned], progress, first_row)
-        return [self._finish(dict(answer), back) for answer, (_, back) in zip(answers, cleaned)]
+        hidden = lru_cache(maxsize=10_000)(self._hidden)    # most strings are tags, and the same
+        return [change_texts(self._finish(dict(answer), back), hidden)
+                for answer, (_, back) in zip(answers, cleaned)]
 
     def _finish(self, answer, back):
         "Entities in the original text, none in placeholders only, and no text of types that are hidden."

@@ -148,7 +148,7 @@ def word_effects(explainer: Explainer,
                   for k, label in enumerate(labels) if label != "O" for i, unit in enumerate(at)]
     return pd.DataFrame(lines, columns=["row", "word", "label", "p", "without", "gold"])
 
-# %% ../nbs/14b_shortcuts.ipynb #e7820486
+# %% ../nbs/14b_shortcuts.ipynb #e304bc65
 class Shortcuts(Check):
     "Does a word act on the model far beyond its evidence?"
     name, question = "shortcuts", "Is there a word that the model leans on more than the labels justify?"
@@ -191,7 +191,7 @@ class Shortcuts(Check):
                 self.gate,
             ).introduce(seen)
         for word, p in zip(words, benjamini_hochberg([word.p_value for word in words])):
-            word.p_value = word.p_adjusted = float(p)     # corrected over the words that act
+            word.p_adjusted = float(p)                    # corrected over the words that act
             word.tests = len(words)
         words.sort(key=lambda word: (word.verdict != "fail", -word.value))
         accused = [word for word in words if word.verdict == "fail"]
@@ -215,6 +215,7 @@ class Shortcuts(Check):
                     "low": w.low,
                     "n": w.n,
                     "p": w.p_value,
+                    "p corrected": w.p_adjusted,
                 }
                 for w in words
             ],

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 
-from safetune.abstention import (Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, aurc, conformal_quantile, control_risk,
+from safetune.abstention import (Conformal, ConformalCoverage, EntityCandidates, SelectiveRisk, aurc, conformal_quantile, control_risk, expected_coverage,
                                  nonconformity, risk_bound, risk_coverage, sgr, span_probabilities)
 from safetune.checks import CannotRun
 from safetune.data import InputError
@@ -69,6 +69,32 @@ def test_coverage_lies_between_its_bounds_over_many_splits():
     assert 0.9 - 0.006 < np.mean(hits) < 0.9 + 1 / 101 + 0.006
 
 
+@pytest.mark.parametrize("n", [3, 20])
+@pytest.mark.parametrize("score, by_label, ties", [("lac", False, False), ("aps", False, False), ("lac", True, False), ("lac", False, True)])
+def test_smoothed_sets_cover_exactly_and_plain_ones_as_the_formula_says(n, score, by_label, ties):
+    rng, plain, smooth, times = np.random.default_rng(n), [], [], 300
+    for t in range(times):
+        p = rng.dirichlet(np.ones(3), n + 10)
+        if ties:    # few distinct scores
+            p = np.array([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]])[rng.integers(0, 2, n + 10)]
+        gold = np.array([rng.choice(3, p=one) for one in p])
+        for found, smoothed in ((plain, False), (smooth, True)):
+            fitted = Conformal(0.2, score, by_label=by_label, smoothed=smoothed, seed=t).fit(p[:n], gold[:n], ["g"] * n)
+            found.append(fitted.sets(p[n:], ["g"] * 10)[np.arange(10), gold[n:]].mean())
+    error = 4 * np.std(smooth) / times ** 0.5
+    assert abs(np.mean(smooth) - 0.8) < error
+    if not by_label:
+        assert np.mean(plain) >= expected_coverage(n, 0.2) - error and (ties or np.mean(plain) <= expected_coverage(n, 0.2) + error)
+
+
+def test_an_unseen_group_gets_all_labels_when_smoothed_too():
+    rng = np.random.default_rng(0)
+    p, gold = rng.dirichlet(np.ones(3), 40), rng.integers(0, 3, 40)
+    fitted = Conformal(smoothed=True).fit(p, gold, ["a"] * 40)
+    assert fitted.sets(p, ["b"] * 40).all() and not fitted.sets(p, ["a"] * 40).all()
+    assert (fitted.sets(p, ["a"] * 40) == fitted.sets(p, ["a"] * 40)).all()
+
+
 @quick
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=4), min_size=1, max_size=30), st.sampled_from([0.1, 0.3]))
 def test_risk_control_picks_the_highest_threshold(scores, alpha):
@@ -76,6 +102,7 @@ def test_risk_control_picks_the_highest_threshold(scores, alpha):
     fitted = EntityCandidates(["O", "B-X"], alpha).fit_scores(scores)
     grid = sorted({float(v) for s in scores for v in s if v > 0} | {1.0})
     def corrected(t): return (sum((s < t).mean() for s in scores) + 1) / (len(scores) + 1)
+    assume(all(abs(corrected(t) - alpha) > 1e-9 for t in grid))    # at equality the rounding of a sum decides
     fine = [t for t in grid if corrected(t) <= alpha]
     assert fitted.threshold == (max(fine) if fine else -math.inf)
     assert fitted.threshold == control_risk(lambda t: np.array([(s < t).mean() for s in scores]), grid, alpha)

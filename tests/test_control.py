@@ -1,9 +1,12 @@
 "Control: no input, however hostile, gets past a rule or crashes the guard; decoding, bounds and sets agree with references."
+import functools
 import math
 import string
+import unicodedata
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from safetune.control import (Allow, AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Reason, Rule, Terms, Toxic, ValidTags,
@@ -50,14 +53,107 @@ def test_what_is_no_text_is_refused(thing):
     assert apply_rules([Deny(["secret"])], {"tokens": thing})[0] is None or thing == []
 
 
-DISGUISES = {"a": "aAаɑＡａ𝐚á", "e": "eEеЕｅé", "o": "oOоОοｏö", "c": "cCсСｃç", "s": "sSѕｓ", "t": "tTｔ", "r": "rRｒ"}
+# letters by a rule of their own, not by `fold`: what decomposes to the letter, and what is called by it
+SHOWN = regex.compile(r"(?!TAG |MODIFIER|COMBINING)(?:.* )?(?:LATIN .*|SYMBOL )LETTER (?:SMALL CAPITAL )?([A-Z])(?: WITH [A-Z ]+)?")
+HANDMADE = {"a": "аΑᎪ⍺", "e": "еΕᎬεԐ", "o": "оΟοօ〇Ⲟ", "c": "сϲᏟⅽ", "s": "ѕՏᏚꓢ", "t": "тΤᎢτ", "r": "гᏒᴦꮁ"}
+UNSEEN = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000 and unicodedata.category(chr(i)) in ("Cf", "Mn", "Me")
+                 and not 0xE0020 <= i < 0xE0080) + "\u2800\u115f\u1160\u3164\uffa0\x00\x07"
+BLANKS = "".join(chr(i) for i in range(128, 0x3001) if unicodedata.category(chr(i)) == "Zs" and chr(i) != "\u1680")
+
+
+@functools.lru_cache(maxsize=1)
+def disguises():
+    "Letter -> characters that show it."
+    found = {letter: set(twins) | {letter, letter.upper()} for letter, twins in HANDMADE.items()}
+    for i in range(128, 0x110000):
+        c = chr(i)
+        bare = "".join(x for x in unicodedata.normalize("NFKD", c) if unicodedata.category(x) != "Mn").casefold()
+        named = SHOWN.fullmatch(unicodedata.name(c, ""))
+        letter = bare if bare.isascii() else named[1].lower() if named else ""
+        if letter in found:
+            found[letter].add(c)
+    return {letter: "".join(sorted(twins)) for letter, twins in found.items()}
 
 
 @st.composite
-def disguised(draw, word="secret"):
-    "A word in letters that look like its own, with invisible characters and marks between."
-    between = st.text(alphabet="\u200b\u200c\u200d\u2060\ufeff\u00ad\u0301\u0336\ufe0f\x00\x07\u202e", max_size=2)
-    return "".join(draw(st.sampled_from(DISGUISES.get(c, c))) + (draw(between) if i < len(word) - 1 else "") for i, c in enumerate(word))
+def disguised(draw, word="secret", between=UNSEEN):
+    "A word in letters that look like its own, with characters between that are not seen."
+    gaps = st.text(alphabet=between, max_size=2)
+    return "".join(draw(st.sampled_from(disguises().get(c, c))) + (draw(gaps) if i < len(word) - 1 else "") for i, c in enumerate(word))
+
+
+def test_there_are_many_disguises():
+    assert min(len(twins) for twins in disguises().values()) > 60 and len(UNSEEN) > 1500 and len(BLANKS) > 10
+
+
+def test_every_character_folds_to_what_folds_no_further():
+    letters = [c for i in range(0x20000) if unicodedata.category(c := chr(i)) not in ("Cn", "Co", "Cs")
+               and not unicodedata.name(c, "").startswith(("CJK", "HANGUL SYLLABLE", "EGYPTIAN", "CUNEIFORM", "TANGUT"))]
+    assert all(fold(once) == once for once in map(fold, letters))
+    assert all(fold(once, case=True) == once for c in letters[::7] for once in [fold(c, case=True)])
+
+
+def test_unicode_names_its_confusables():
+    "The package that carries Unicode's list, where it is at hand: whatever it says looks like a letter is folded to it."
+    data = pytest.importorskip("confusable_homoglyphs.confusables").confusables_data
+    missed = [(c, letter) for letter in string.ascii_letters for one in data[letter] if len(c := one["c"]) == 1 and not c.isascii()
+              if fold(c) != letter.lower() and unicodedata.category(c) not in ("Nd", "Sc", "Sm") and c not in "©®℗ſ" and letter not in "Ilio"]
+    assert not missed, missed
+
+
+@quick
+@given(st.one_of(disguised(between=BLANKS), disguised(between=UNSEEN + BLANKS)))
+@example("se\u2800cret")
+@example("ꜱᴇᴄʀᴇᴛ")
+@example("🆂🅴🅲🆁🅴🆃")
+@example("🅢🅔🅒🅡🅔🅣")
+@example("secɍet")
+@example("ՏᎬᏟᏒᎬᎢ")
+@example("".join(chr(0xE0000 + ord(c)) for c in "secret"))
+def test_blank_letters_and_odd_spaces_hide_nothing(word):
+    for rule in (Deny(["secret"]), Deny(["secret"], inside=True)):
+        assert apply_rules([rule], {"text": f"a {word} plan"})[0] is None
+    assert apply_rules([Deny(["secret"], on="output")], {"text": "?"}, {"text": f"a {word} plan"})[0] is None
+
+
+@quick
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_a_denied_word_in_pieces_is_found(cuts):
+    edges = sorted({0, 6, *cuts})
+    pieces = ["secret"[a:b] for a, b in zip(edges, edges[1:])]
+    assert apply_rules([Deny(["secret"])], {"tokens": ["my", *pieces, "plan"]})[0] is None
+    assert apply_rules([Deny(["top secret"])], {"tokens": ["to", "p", *pieces]})[0] is None
+
+
+@quick
+@given(any_text, disguised(), any_text)
+def test_a_pattern_sees_through_disguises_and_says_where(before, word, after):
+    text = f"{before} {word} {after}"
+    start, end = Pattern("(?i)secret").find(text)
+    assert fold(text[start:end]).replace(" ", "") == "secret"
+    if not (before + after).isascii() or "secret" not in (before + after):
+        assert apply_rules([Pattern("(?i)secret")], {"text": text})[0] is None
+    assert apply_rules([Pattern("(?i)secret", on="output")], {"text": "?"}, {"text": text})[0] is None
+
+
+@quick
+@given(disguised("example"))
+def test_the_real_recognisers_see_through_disguises(name):
+    for where in (f"ada@{name}.org", f"ada@{name}.org now"):
+        left, _ = apply_rules([Personal()], {"text": "to " + where})
+        assert left is None or fold(left["text"]).startswith("to [email]")
+        left, _ = apply_rules([Personal(on="output")], {"text": "?"}, {"text": "to " + where, "label": where})
+        assert left is None or fold(left["text"]).startswith("to [email]")
+
+
+@pytest.mark.parametrize("words", [["ada", "@", "example", ".", "org"], ["ada@example", ".", "org"], ["ada", "@", "exаmple.org"],
+                                   ["ada", "-", "b", "@", "example.org"]])
+def test_addresses_in_word_rows_are_replaced_word_by_word(words):
+    left, reasons = apply_rules([Personal()], {"tokens": ["to", *words, "now"]})
+    assert left["tokens"] == ["to", *["[EMAIL]"] * len(words), "now"] and reasons
+    assert apply_rules([Personal()], left) == (left, [])
+    entity = {"tags": ["B-X", *["I-X"] * (len(words) - 1)], "entities": [{"type": "X", "words": [0, len(words)], "text": " ".join(words)}]}
+    assert apply_rules([Personal(on="output")], {"tokens": words}, entity)[0]["entities"] == []
 
 
 @quick
@@ -98,6 +194,15 @@ def test_redaction_leaves_nothing_that_is_recognised(text):
     assert left is None or not no_mail(left["text"])
     left, _ = apply_rules([Personal(find=no_mail)], {"tokens": [text, "ada@example.org", text]})
     assert left is None or (len(left["tokens"]) == 3 and not no_mail(" ".join(left["tokens"])))
+
+
+@quick
+@given(any_text)
+def test_the_real_recognisers_leave_nothing(text):
+    from safetune.personal import find_personal
+    for row in ({"text": text + " ada@example.org " + text}, {"tokens": [text, "ada@example.org", text]}):
+        left, _ = apply_rules([Personal()], row)
+        assert left is None or "ada@" not in str(left) and not find_personal(left.get("text") or " ".join(left["tokens"]))
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError, RecursionError, KeyError, UnicodeError, AssertionError, StopIteration])

@@ -219,6 +219,59 @@ def test_functions_are_refused_what_they_cannot_do():
     assert without_words({"tokens": ["a", "b"], "text": "a b"}, np.array([False, True])) == {"tokens": ["[MASK]", "b"]}
 
 
+@pytest.mark.parametrize("rows", ["hello", b"hello", {"text": "hello"}, None, 5])
+def test_a_single_row_is_not_read_letter_by_letter(tagger, rows):
+    with pytest.raises(InputError, match="give a list"):
+        tagger.explain(rows)
+
+
+@pytest.mark.parametrize("row", [None, 5, {"text": None}, {"tokens": None}, {"x": "y"}, {"text": 3}])
+def test_what_is_no_row_is_refused_with_its_number(tagger, row):
+    with pytest.raises(InputError, match="row 2"):
+        tagger.explain([["Ada", "sang"], row])
+
+
+def test_a_lone_surrogate_is_explained_as_a_sign(tagger):
+    rows = [{"tokens": ["A\ud800", "sang"]}]
+    assert len(tagger.explain(rows, targets=[[Target("PER", (0, 1))]])) == 1
+    tagger.explain(["A\ud800 sang"])
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, "8", True])
+def test_steps_are_counted_from_one(tagger, steps):
+    for method in ("integrated gradients", "layer integrated gradients"):
+        with pytest.raises(InputError, match="whole number"):
+            tagger.explain([["Ada", "sang"]], method, targets=[[Target("PER", (0, 1))]], steps=steps)
+
+
+@pytest.mark.parametrize("target", [Target("PER", (1, 1)), Target("PER", (2, 1)), Target("PER", (0, 1), "PER"), Target("PER", (0, 9)), Target("PER", (-1, 1))])
+def test_targets_without_a_question_are_refused(tagger, target):
+    with pytest.raises(InputError):
+        tagger.explain([["Ada", "sang"]], targets=[[target]])
+
+
+def test_errors_need_one_prediction_a_row():
+    rows = [{"tokens": ["Ada", "sang"], "tags": ["B-PER", "O"]}] * 2
+    for predictions in ([], [{"tags": ["O", "O"]}], [{"tags": ["O", "O"]}] * 3):
+        with pytest.raises(InputError, match="one prediction a row"):
+            entity_errors(rows, predictions)
+    assert list(entity_errors(iter(rows), iter([{"tags": ["B-PER", "O"]}] * 2))["kind"]) == ["right"] * 2
+
+
+def test_raw_and_adjusted_p_values_are_kept_apart():
+    from safetune.checks import Result, benjamini_hochberg, correct
+    rng = np.random.default_rng(0)
+    rows = [{"tokens": ["Ada" if k % 3 else "UPPER", "sang"], "tags": ["B-PER", "O"], "group": "ab"[k % 2], "document": str(k)} for k in range(300)]
+    answers = [{"tags": ["B-PER" if rng.random() < (0.6 if row["group"] == "a" else 0.9) else "O", "O"]} for row in rows]
+    found = WorseSlices(shown=100)(Predictor(lambda asked: [a["tags"] for a in answers[:len(asked)]], task=TokenClassification(["O", "B-PER", "I-PER"])), rows)
+    table = found.table.set_index("slice")
+    for part in found.parts:
+        assert part.p_value == table["p"][part.name] and part.p_adjusted == table["adjusted"][part.name]
+    raw = [part.p_value for part in found.parts]
+    assert found.to_dict()["parts"][0]["p_value"] == raw[0] and np.allclose(table["adjusted"], benjamini_hochberg(table["p"]))
+    assert isinstance(found, Result) and [part.p_value for part in correct(found).parts] == raw
+
+
 def test_attention_is_put_back(tagger):
     before = tagger.model.config._attn_implementation
     for e in tagger.explain(SENTENCES, "attention rollout", SPANS):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from safetune.data import InputError
 from safetune.control import AllowedTypes, Call, Deny, MaxLength, Pattern, Personal, Rule, ValidTags
 from safetune.generation import Grounded, is_refusal, sentences, support
 from safetune.guard import STATUSES, GuardedPredictor
@@ -115,12 +116,51 @@ def test_a_stage_that_breaks_closes_its_row_only(broken):
 
 
 @quick
-@given(st.one_of(st.floats(), st.none(), st.text(max_size=3), st.booleans()))
-def test_a_confidence_that_is_none_lets_nothing_pass(score):
-    answer = [{"label": "a", "score": score}]
-    status = GuardedPredictor(Predictor(lambda rows: answer * len(rows)), abstain=0.5).decide(["x"])[0].status
-    good = isinstance(score, float) and math.isfinite(score) and score >= 0.5
-    assert status == ("answered" if good else "abstained")
+@given(st.one_of(st.floats(), st.floats(-0.5, 1.5), st.none(), st.text(max_size=3), st.booleans(), st.integers(-2, 6)), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))
+@example(5.0, 0.5)
+@example(-1.0, -2.0)
+@example(math.nan, -2.0)
+@example(math.inf, 0.5)
+@example(True, 0.5)
+def test_an_impossible_confidence_closes(score, threshold):
+    decision = GuardedPredictor(Predictor(lambda rows: [{"label": "a", "score": score}] * len(rows)), abstain=threshold).decide(["x"])[0]
+    possible = isinstance(score, (int, float)) and not isinstance(score, bool) and -1e-6 <= score <= 1 + 1e-6
+    assert decision.status == ("answered" if possible and score >= threshold else "abstained" if possible or score is None else "refused")
+    assert decision.status != "refused" or "impossible" in decision.why
+
+
+@pytest.mark.parametrize("score", [5.0, -1.0, math.nan, "0.9", True])
+def test_an_impossible_confidence_of_an_entity_closes_its_row_only(score):
+    class Tagger:
+        def predict(self, rows, **_):
+            return [{"tags": ["B-PER", "O"], "entities": [{"type": "PER", "words": [0, 1], "text": row["text"], "score": score if row["text"] == "bad" else 0.9}]}
+                    for row in rows]
+    assert [d.status for d in GuardedPredictor(Tagger(), abstain=-2.0).decide(["fine", "bad", "fine"])] == ["answered", "refused", "answered"]
+
+
+def test_the_log_probability_of_a_written_text_is_a_confidence():
+    class Writer:
+        task = type("T", (), {"generates": True, "name": "summarization", "read": staticmethod(lambda item: {"text": item})})()
+        def __init__(self, score): self.score = score
+        def predict(self, rows, **_): return [{"text": "a", "score": self.score}] * len(rows)
+    assert [GuardedPredictor(Writer(s), abstain=-1.5).decide(["x"])[0].status for s in (-1.0, -2.0, 0.5, math.nan)] == ["answered", "abstained", "refused", "refused"]
+
+
+@pytest.mark.parametrize("single", ["hello", b"hello", {"text": "hello"}, None, 5])
+def test_a_single_item_is_not_read_letter_by_letter(single):
+    for ask in (guard().decide, guard().predict, lambda items: list(guard().stream(items))):
+        with pytest.raises(InputError, match="give a list of items"):
+            ask(single)
+
+
+@quick
+@given(st.sampled_from(["se\u2800cret", "ꜱᴇᴄʀᴇᴛ", "🆂🅴🅲🆁🅴🆃", "secɍet", "sec ret", "ada@exаmple.org", "ada@example.org", "ada\u200b@exampl\u00ade.org"]), any_text)
+def test_a_guarded_generator_says_no_denied_word_in_disguise(word, around):
+    said = f"{around} {word} {around}"
+    watched = GuardedPredictor(Predictor(lambda rows: [{"text": said, "label": said} for _ in rows]),
+                               [Deny(["secret"], on="output"), Personal(on="output")])
+    decision = watched.decide(["x"])[0]
+    assert decision.status == "refused" or "ada" in word and "ada" not in str(decision.prediction)
 
 
 def test_the_guarded_predictor_is_a_predictor_for_checks():
@@ -157,3 +197,35 @@ def test_a_text_supports_itself_and_no_changed_number():
         assert not all(one.supported for one in support(source.replace(old, new), [source]))
     guarded = GuardedPredictor(Predictor(lambda rows: [{"label": "x", "text": "It sold 9 lamps."} for _ in rows]), [Grounded()])
     assert guarded.decide([{"text": "?", "sources": [source]}, {"text": "?"}])[0].status == "refused"
+
+
+STORY = ["Acme was founded in Lyon in 1987 by Marie Duval. It employs forty people. The company makes lamps for ships.",
+         "In 2019 Acme sold its Turin branch to Nordlicht. The price was 3.5 million euros."]
+
+
+@pytest.mark.parametrize("text", ["Nordlicht was founded in Lyon in 1987.", "nordlicht was founded in Lyon in 1987.", "Acme was never founded in Lyon.",
+                                  "Acme wasn't founded in Lyon.", "It employs ninety people.", "It employs 90 people.", "It employs forty-one people.",
+                                  "The price was 3.6 million euros.", "The price was three million euros.", "The price was not 3.5 million euros."])
+def test_what_the_sources_do_not_say_has_no_support(text):
+    assert not support(text, STORY)[0].supported
+
+
+@pytest.mark.parametrize("text", ["It employs 40 people.", "It employs forty people.", "The price was 3,500,000 euros.", "ACME was founded in lyon in 1987.",
+                                  "Founded in Lyon, the company makes lamps."])
+def test_what_the_sources_say_in_other_figures_has_support(text):
+    assert support(text, STORY)[0].supported
+
+
+@quick
+@given(st.integers(0, 999_999_999))
+def test_numbers_in_words_are_their_digits(n):
+    def words(k):
+        small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+        tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+        for size, name in ((10**6, "million"), (1000, "thousand"), (100, "hundred")):
+            if k >= size:
+                return f"{words(k // size)} {name}" + (f" {words(k % size)}" if k % size else "")
+        return small[k] if k < 20 else tens[k // 10 - 2] + (f"-{small[k % 10]}" if k % 10 else "")
+    from safetune.generation import _numbers
+    assert _numbers(f"there are {words(n)} lamps") == (set() if n == 1 else {str(n)})
+    assert _numbers(f"there are {n:,} lamps") == {str(n)}

@@ -275,6 +275,59 @@ def test_the_model_neither_sees_nor_repeats_personal_data():
     assert words[3] == "a@b.org", "the input is left as it was"
 
 
+LEAK = "I am ada@example.org, call +44 20 7946 0958"
+nested = st.recursive(st.sampled_from([LEAK, "ada@example.org", "fine", 5, None, 0.5]),
+                      lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["text", "label", "messages", "x"]), inner, max_size=3),
+                                              st.tuples(inner, inner)), max_leaves=8)
+
+
+@FEW
+@given(st.dictionaries(st.sampled_from(["text", "label", "messages", "choices", "notes"]), nested, min_size=1), st.booleans())
+def test_a_model_that_knows_an_address_cannot_say_it(answer, redacted):
+    class Writer:
+        task = SequenceClassification([])
+        def predict(self, items, *_): return [answer] * len(items)
+    told = RedactingPredictor(Writer()).predict(["x", {"text": "y"}])
+    assert "ada@" not in str(told) and "7946" not in str(told) and len(told) == 2
+    assert set(told[0]) == set(answer), "the form stays"
+
+
+@pytest.mark.parametrize("item", [None, 5, 2.5, b"x", {"text": None}, {"text": 3}, {"tokens": None}, {"tokens": "ab"}, ["a", None], [1],
+                                  {"messages": [{"role": "user"}]}, {"messages": 3}, {"choices": [3]}, {}])
+def test_what_is_no_item_is_refused_in_one_line(item):
+    guarded = RedactingPredictor(Predictor(lambda rows: [{"text": "a"} for _ in rows]), find, str.upper)
+    if item == {"tokens": "ab"}:
+        assert len(guarded.predict([{"tokens": list("ab")}])) == 1
+        return
+    with pytest.raises(InputError, match="row 2"):
+        guarded.predict(["fine", item])
+
+
+@pytest.mark.parametrize("extra", [{"mail": "ada@example.org"}, {"user": {"ada@example.org": ["ada@example.org"]}}, {"who": ("x", {"ada@example.org"})},
+                                   {"number": 4111111111111111}, {"thing": SimpleNamespace(mail="ada@example.org")}, {"raw": b"ada@example.org"},
+                                   {"deep": [SimpleNamespace(mail="ada@example.org")]}, {"error": ValueError("ada@example.org")}])
+def test_a_log_record_keeps_no_personal_data_in_its_extra_fields(extra):
+    import json
+    import logging
+    from safetune.personal import Redactor
+    record = logging.LogRecord("x", 20, "f", 1, "asked by %s", ("bob@example.org",), None)
+    vars(record).update(extra, count=3, kept="a word")
+    assert Redactor().filter(record)
+    printed = json.dumps(vars(record), default=str)
+    assert "example.org" not in printed and "4111111111111111" not in printed
+    assert record.count == 3 and record.kept == "a word" and record.lineno == 1
+
+
+@given(st.floats(), st.floats())
+def test_the_bound_of_the_area_is_a_number_or_a_refusal(epsilon, delta):
+    if epsilon >= 0 and 0 <= delta <= 1:
+        assert 0.5 - 1e-12 <= auc_bound(epsilon, delta) <= 1 + 1e-12
+        assert auc_bound(epsilon, delta) >= auc_bound(epsilon / 2, delta) - 1e-12
+    else:
+        with pytest.raises(InputError):
+            auc_bound(epsilon, delta)
+
+
 @pytest.mark.parametrize("row, answer", [
     ({"question": "Who has a@b.org?", "context": "Ada has a@b.org here."}, {"text": "Ada", "start": 0, "end": 3}),
     ({"source": "Mail a@b.org"}, {"text": "Schreib"}),
