@@ -885,6 +885,7 @@ def _place(text, start, context):
     first = context.find(text) if text else -1
     return (first, False) if first >= 0 and context.find(text, first + 1) < 0 else (None, False)
 
+# %% ../nbs/02_data.ipynb #f09d1e26
 def check_question_row(row: dict,    # question, context, and answers or answer and answer_start
                        report: Report, file: str, number: int,
                       ) -> list:     # the row with answers as {"text": [...], "answer_start": [...]}, or none

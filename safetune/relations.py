@@ -168,11 +168,11 @@ class RelationExtraction(Task):
         add_markers(tokenizer, all_markers(self.types), model)
 
     def read(self, item):
-        row = {"marked": item} if isinstance(item, str) else dict(item)
+        row = {"marked": item} if isinstance(item, str) else dict(item) if isinstance(item, dict) else {}
         if "tokens" not in row and "text" in row:
             row["marked"] = row.pop("text")
         if not {"marked", "tokens"} & set(row) or not ("marked" in row or {"head", "tail"} <= set(row)):
-            raise InputError(f"the row has only {', '.join(row)}", "give tokens, head and tail, "
+            raise InputError(f"the row has only {', '.join(map(str, row)) or 'words'}", "give tokens, head and tail, "
                              "or a text with <e1>...</e1> and <e2>...</e2> around the mentions")
         labelled = "label" in row
         try:

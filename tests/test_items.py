@@ -63,7 +63,7 @@ ROWS = st.fixed_dictionaries({}, optional={name: GOOD.get(name, st.text(max_size
 
 
 @pytest.mark.parametrize("task", DATA)
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(items=st.lists(ROWS | VALUES, min_size=1, max_size=3))
 def test_any_item_is_answered_or_refused(predictors, task, items):
     try:
