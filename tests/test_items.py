@@ -130,8 +130,8 @@ def test_markers_in_the_words_of_a_user_are_words(predictors):
     hostile = {**row, "tokens": [*row["tokens"], "[HEAD:PER]", "x[TAIL:LOC]y", "[[HEAD]HEAD:PER]", "[SEP]", "[/HEAD]"]}
     for feature in task.encode([row, hostile], tokenizer):
         assert sum(at >= 0 for at in feature["word_at"]) == 2
-        assert sum(i in tokenizer.all_special_ids for i in feature["input_ids"]) == sum(
-            i in tokenizer.all_special_ids for i in task.encode([row], tokenizer)[0]["input_ids"])
+        special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
+        assert sum(i in special for i in feature["input_ids"]) == 6    # [CLS], [SEP], four markers
     assert without_marks(["[[SEP]]", "plain", "[SEP"], ["[SEP]"]) == ["SEP", "plain", "[SEP"]
 
 
@@ -157,7 +157,7 @@ def test_triples_on_the_command_line(predictors, tmp_path, capsys):
     code, answers, _ = run(tmp_path / "in.txt", "--tagger", tmp_path / "ner")
     assert code == 0 and set(answers[0]) == {"tokens", "entities", "triples"}
     rows[0]["entities"].append([2, 9, "LOC"])
-    (tmp_path / "bad.jsonl").write_text("\n".join(["", json.dumps(rows[1]), json.dumps(rows[0])]))
+    (tmp_path / "bad.jsonl").write_text("\n".join([json.dumps(rows[1]), "", json.dumps(rows[0])]))
     code, answers, err = run(tmp_path / "bad.jsonl")
     assert code == 2 and not answers and "bad.jsonl, row 3: entity 2 is not inside the 3 words" in err
 
@@ -170,7 +170,7 @@ def test_predict_reads_what_train_reads(predictors, tmp_path, capsys):
     assert cli.main(["--quiet", "predict", str(tmp_path / "tr"), str(tmp_path / "in.csv"), "--columns", "source=english"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert cli.main(["--quiet", "predict", str(tmp_path / "tr"), str(tmp_path / "in.csv")]) == 2
-    assert "source" in capsys.readouterr().err
+    assert "row 2" in capsys.readouterr().err
     p = predictors["question-answering"]
     save_model(p.model, p.tokenizer, tmp_path / "qa")
     squad = {"version": "v2", "data": [{"title": "x", "paragraphs": [{"context": "Ada left Rome .", "qas": [
