@@ -221,8 +221,8 @@ class Predictor:
             if not isinstance(item, (str, dict)) and type(self.task).read is Task.read:
                 raise InputError("the item is a list", "give a text or a row")
             if (isinstance(item, dict) and "tokens" in self.task.columns and "tokens" not in item
-                    and not isinstance(item.get("text", ""), str)):
-                raise InputError(f"the text is {item['text']!r:.40}, not a text", "give a text, or tokens")
+                    and not isinstance(item.get("text"), str)):
+                raise InputError("there are no tokens, and the text is missing or none", "give one of them")
             row = self.task.read(item)
             if self.function is None:
                 check_row(row, self.task)
