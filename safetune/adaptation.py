@@ -104,6 +104,17 @@ class LanguageModelling(Task):
 
     def known_labels(self): return set()
 
+    def read(self, item):
+        row = dict(item) if isinstance(item, dict) else {"text" if isinstance(item, str) else "tokens": item}
+        words = row.get("tokens")
+        if "text" not in row and isinstance(words, (list, tuple)) and all(isinstance(w, str) for w in words):
+            row["text"] = " ".join(words)
+        if not isinstance(row.get("text"), str):
+            raise InputError("the item has neither a text nor tokens" if row.get("text") is None and not words
+                             else "the text is not a text, or the tokens are no list of words",
+                             'give {"text": "..."} or {"tokens": ["...", "..."]}')
+        return row
+
     def validation_loss(self, model, features, outputs, loss, tokenizer):
         return taught_loss(model, self, features, loss, tokenizer)
 

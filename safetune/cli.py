@@ -11,6 +11,7 @@ __all__ = ['logger', 'PAGE', 'DEMO', 'PLANTED', 'add_data_options', 'reading', '
 
 # %% ../nbs/21_cli.ipynb #ccac3cc1
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -235,7 +236,10 @@ def evaluate(arguments) -> int:
 def add_predict(commands):
     "Add `predict` to the commands."
     parser = commands.add_parser("predict", help="predict, JSON lines out",
-                                 description="Predict; JSON lines to stdout, in input order.")
+                                 description="Predict; JSON lines to stdout, in input order. A model of "
+                                 "relations answers a marked pair (tokens, head, tail) with its relation, and a "
+                                 "row with tokens and entities, or with --tagger any text, with all its triples "
+                                 "(subject, relation, object).")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a fine-tuned model")
     parser.add_argument("file", metavar="FILE", help="file of texts or rows, or - for stdin")
     parser.add_argument("--format", choices=("auto", "text", "jsonl", "conll", "csv"), default="auto",
@@ -244,6 +248,10 @@ def add_predict(commands):
                         help="items that are answered together (1024; 1 at a terminal)")
     parser.add_argument("--repair", action="store_true",
                         help="replace bytes that are not UTF-8, instead of stopping")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS",
+                        help="column names, as source=english")
+    parser.add_argument("--tagger", metavar="M", help="model that finds the entities, where MODEL finds the "
+                        "relations between them: triples come out")
     parser.set_defaults(run=predict)
 
 # %% ../nbs/21_cli.ipynb #29d0598e
@@ -257,41 +265,40 @@ def _lines(stream, name, repair):
             raise InputError(f"byte 0x{raw[error.start]:02x} is not valid UTF-8",
                              "save it as UTF-8, or pass --repair", name, number) from None
 
-def _items(lines, name, kind, task):
-    "Rows to predict from numbered lines: JSON objects, or texts."
-    from safetune.data import InputError
-    from safetune.predict import INPUTS
-    needed = [column for column in task.columns if column in INPUTS] or ["text"]
-    plain = needed in (["text"], ["tokens"])    # a tagger takes a text, too
+def _items(lines, name, kind, columns, task):
+    "(line number, item) to predict from numbered lines: JSON objects, or texts."
+    from safetune.data import InputError, rows_to_predict
     for number, line in lines:
         if kind == "auto":
             kind = "jsonl" if line.lstrip().startswith("{") else "text"
         if kind == "text":
-            yield task.read(line)
+            yield number, line
         elif line.strip():
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})",
                                  "write one JSON object a line", name, number) from None
-            if plain and not (isinstance(row, dict) and (isinstance(row.get("text"), str)
-                                                         or _is_words(row.get("tokens")))):
-                raise InputError("has neither a text nor a list of tokens",
-                                 'write {"text": "..."} or {"tokens": ["...", "..."]}', name, number)
-            if not isinstance(row, dict) or not plain and not set(needed) <= set(row):
-                raise InputError(f"has not all of {', '.join(needed)}, which {task.name} reads",
-                                 f"write {{{', '.join(f'{json.dumps(column)}: ...' for column in needed)}}}",
+            if not isinstance(row, dict):
+                raise InputError(f"a {type(row).__name__}, not an object", "write one JSON object a line",
                                  name, number)
-            yield row
+            _check_line(row, columns, name, number, task)
+            yield from rows_to_predict([(number, row)], task.name, columns, name)
 
-def _is_words(tokens): return isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+def _check_line(row, columns, name, number, task):
+    "Raise `InputError` for a line that has not one of the columns that the task reads."
+    from safetune.data import InputError
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise InputError(f"there is no column {theirs!r} for {ours!r}",
+                             f"the columns are {', '.join(row) or 'none'}", name, number)
 
 def read_items(arguments, task):
-    "What to predict, one item after the other."
-    from safetune.data import InputError, Report, read_conll, read_csv, read_file
-    path, kind = arguments.file, arguments.format
+    "(row number, item) to predict, one after the other."
+    from safetune.data import InputError, Report, read_conll, read_csv, read_file, rows_to_predict
+    path, kind, columns = arguments.file, arguments.format, _pairs(arguments.columns, "columns")
     if path == "-":
-        yield from _items(_lines(sys.stdin.buffer, "stdin", arguments.repair), "stdin", kind, task)
+        yield from _items(_lines(sys.stdin.buffer, "stdin", arguments.repair), "stdin", kind, columns, task)
         return
     if not Path(path).is_file():
         raise InputError("there is no such file", "check the path, or use - for stdin", path)
@@ -299,29 +306,61 @@ def read_items(arguments, task):
     if kind == "csv" or kind == "conll" or (
             kind == "auto" and suffix in (".csv", ".tsv", ".parquet", ".json", ".conll", ".iob", ".bio")):
         reader = {"csv": read_csv, "conll": read_conll}.get(kind, read_file)
-        yield from (row for _, row in reader(path, Report("repair" if arguments.repair else "raise")))
+        table = list(reader(path, Report("repair" if arguments.repair else "raise")))
+        yield from rows_to_predict(table, task.name, columns, path)
         return
     with open(path, "rb") as stream:
         yield from _items(_lines(stream, path, arguments.repair), path,
-                          "text" if kind == "auto" and suffix == ".txt" else kind, task)
+                          "text" if kind == "auto" and suffix == ".txt" else kind, columns, task)
 
 # %% ../nbs/21_cli.ipynb #fbf0fb23
+def _answerer(predictor, tagger):
+    "What answers a list of items: the predictor, and for sentences with entities the triples between them."
+    from safetune.data import InputError
+    from safetune.predict import Predictor
+    if predictor.task.name != "relation-extraction":
+        if tagger:
+            raise InputError("--tagger goes with a model of relations only", "leave it out")
+        return predictor.predict
+    from safetune.relations import TripleExtractor
+    extractors = {"given": TripleExtractor(predictor)}
+    if tagger:
+        extractors["found"] = TripleExtractor(predictor, Predictor(tagger))
+
+    def kind(item):
+        if isinstance(item, dict) and {"tokens", "entities"} <= item.keys() and "head" not in item:
+            return "given"
+        pair = "head" in item if isinstance(item, dict) else "<e1>" in item
+        return "found" if tagger and not pair else "pair"
+
+    def answer(items):
+        answers = []
+        for name, part in itertools.groupby(items, kind):
+            part = list(part)
+            answers += extractors.get(name, predictor).predict(part, first_row=len(answers) + 1)
+        return answers
+    return answer
+
 def predict(arguments) -> int:
     "Predict and write JSON lines."
+    from safetune.data import InputError
     from safetune.predict import Predictor, to_json
     predictor = Predictor(arguments.model)
+    answer = _answerer(predictor, arguments.tagger)
     window = arguments.window or (1 if arguments.file == "-" and sys.stdin.isatty() else 1024)
-    ids = []  # of the items whose answers are still to come
-
-    def items():
-        for item in read_items(arguments, predictor.task):
-            ids.append(item.get("id"))
-            yield item
-
-    for prediction in predictor.stream(items(), window):
-        identity = ids.pop(0)
-        line = {**({"id": identity} if identity is not None else {}), **to_json(prediction, predictor.task)}
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    items = read_items(arguments, predictor.task)
+    while chunk := list(itertools.islice(items, window)):
+        try:
+            predictions = answer([item for _, item in chunk])
+        except InputError as error:    # counted in the chunk; told as it is counted in the file
+            number = chunk[error.row - 1][0] if 0 < error.row <= len(chunk) else 0
+            name = "stdin" if arguments.file == "-" else arguments.file
+            raise InputError(error.problem, error.remedy, name, number) from None
+        for (_, item), prediction in zip(chunk, predictions):
+            identity = item.get("id") if isinstance(item, dict) else None
+            line = {**({"id": identity} if identity is not None else {}),
+                    **to_json(prediction, predictor.task)}
+            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
         if window == 1:
             sys.stdout.flush()
     return 0

@@ -8,11 +8,11 @@ __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'ROW_FORMS', 'LANGUAGE_MODELLING',
            'Report', 'read_text', 'read_toml', 'parse_tag', 'detect_scheme', 'to_iob2', 'read_conll', 'read_csv',
            'well_formed', 'read_json', 'read_parquet', 'Form', 'needed', 'form_of', 'match_layout', 'NoColumns',
            'map_columns', 'check_token_row', 'name_tags', 'normalise_tags', 'check_text_row', 'label_kind',
-           'split_words', 'check_mentions', 'check_relation_row', 'spread_pairs', 'check_question_row', 'unpack_row',
-           'mentions_of', 'check_mention_row', 'check_choice_row', 'check_pair_row', 'check_dialogue_row',
-           'check_plain_row', 'give_ids', 'to_schema', 'split_name', 'read_lines', 'read_file', 'load_data',
-           'example_encoder', 'entity_types', 'row_labels', 'map_texts', 'full_text', 'describe', 'text_key',
-           'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
+           'split_words', 'check_mentions', 'check_relation_row', 'read_entity', 'spread_pairs', 'check_question_row',
+           'unpack_row', 'mentions_of', 'check_mention_row', 'check_choice_row', 'check_pair_row', 'check_dialogue_row',
+           'check_plain_row', 'give_ids', 'to_schema', 'split_name', 'read_lines', 'read_file', 'rows_to_predict',
+           'load_data', 'example_encoder', 'entity_types', 'row_labels', 'map_texts', 'full_text', 'describe',
+           'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
 
 # %% ../nbs/02_data.ipynb #8cc4949d
 import csv
@@ -727,7 +727,7 @@ def _span(value, inclusive=False):
                      else value["words"] if "words" in value else [value["start"], value["end"]])
         start, end = (int(place) for place in value)
         return start, end + inclusive
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None
 
 def _marked_words(text):
@@ -792,7 +792,7 @@ def check_relation_row(row: dict,    # words or a marked sentence; head, tail, l
     return [{**row, "head": list(head), "tail": list(tail), "label": label}]
 
 # %% ../nbs/02_data.ipynb #108f1147
-def _entity(value):
+def read_entity(value):    # [start, end, type], or a dict with words, or start and end
     "(start, end, type) of an entity; None where it cannot be read."
     value = _parsed(value)
     if isinstance(value, (list, tuple)) and len(value) == 3:
@@ -810,7 +810,7 @@ def _relation(value):
     try:
         head, tail, name = value
         return int(head), int(tail), _string(name)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 def _tags_of(n_words, entities):
@@ -830,7 +830,7 @@ def spread_pairs(row: dict,    # tokens, entities, relations
         report.found(kind, problem, remedy, "leave it out", file, number)
 
     entities, names = [], {}
-    found = [_entity(entity) for entity in _items(row.pop("entities"))]
+    found = [read_entity(entity) for entity in _items(row.pop("entities"))]
     for i, entity in enumerate(found):
         if entity is None or not 0 <= entity[0] < entity[1] <= len(row["tokens"]):
             drop("mention out of place", f"entity {i} is not inside the {len(row['tokens'])} words",
@@ -868,22 +868,33 @@ def _answers(row):
         return [(_string(answer.get("text")), answer.get("answer_start")) for answer in value]
     return [(str(value), None)] if _string(value).strip() else []
 
+def _left_open(row):
+    "Does the row not say whether there is an answer? An empty list says that there is none."
+    value = _parsed(row["answers"] if "answers" in row else row.get("answer"))
+    value = value.get("text") if isinstance(value, dict) else value
+    return _is_missing(value) and str(row.get("is_impossible")).lower() not in ("true", "1")
+
 def _place(text, start, context):
     "Where an answer stands: at its start, or at the only place where the context has it; else None."
     try:
         start = int(start)
         if 0 <= start and text and context[start:start + len(text)] == text:
             return start, True
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     first = context.find(text) if text else -1
     return (first, False) if first >= 0 and context.find(text, first + 1) < 0 else (None, False)
 
+# %% ../nbs/02_data.ipynb #f09d1e26
 def check_question_row(row: dict,    # question, context, and answers or answer and answer_start
                        report: Report, file: str, number: int,
                       ) -> list:     # the row with answers as {"text": [...], "answer_start": [...]}, or none
     "Every answer stands in the context at its start."
     if not _has_text(row, ("question", "context"), report, file, number):
+        return []
+    if _left_open(row):
+        report.found("missing answers", "the answers are missing", "give them, or an empty list where the "
+                     "context has no answer", "drop the row", file, number)
         return []
     context, answers, kept = str(row["context"]), _answers(row), []
     for text, start in answers:
@@ -1317,6 +1328,71 @@ def read_file(path: Path, report: Report, token_column: int = 0, tag_column: int
         return list(reader(path, report))
     return list(read_conll(path, report, token_column, tag_column))
 
+# %% ../nbs/02_data.ipynb #5abbdf39
+def _input_columns(names, columns, task):
+    "Source name -> our name of what a task reads; empty where it is not there."
+    needs = [name for name in ROW_FORMS[task].needs if name not in ("target", "answers", "label", "tags")]
+    layouts = LAYOUTS.get(task) or [{name: name for name in (*needs, *ROW_FORMS[task].allows)}]
+    for layout in layouts:
+        parts = [(ours, name, optional) for ours, name, optional in _layout_columns(layout, columns)
+                 if ours not in ("target", "answers", "answer", "answer_start", "label")]
+        found = {name: ours for ours, name, _ in parts if name in names}
+        if found and all(name in names or optional for _, name, optional in parts):
+            return found
+    return {}
+
+def _plain_columns(names, columns, task):
+    "The same for tokens, or a text and perhaps a second one."
+    found = dict(columns)
+    for ours in ("tokens", "text") if task == "token-classification" else ("text", "text_pair"):
+        taken = set(found.values())
+        match = next((name for name in COLUMN_NAMES[ours] if name in names and name not in taken), None)
+        if match and ours not in found:
+            found[ours] = match
+    return {theirs: ours for ours, theirs in found.items()}
+
+def rows_to_predict(table: list,            # (row number, row) as a reader gives them
+                    task: str,              # a key of `ROW_FORMS`
+                    columns: dict = None,   # our column name -> the source's, where it is not a usual one
+                    file: str = "",         # for messages
+                   ) -> list:               # (row number, row)
+    "Rows with the columns that a task reads, without its labels. Raises `InputError` for a column not there."
+    table, columns = _unpacked(table, columns or {})
+    names = list(dict.fromkeys(name for _, row in table for name in row))
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            raise InputError(f"there is no column {theirs!r} for {ours!r}",
+                             f"the columns are {', '.join(map(str, names))}", file)
+    found = _plain_columns(names, columns, task) if task in _PLAIN else _input_columns(names, columns, task)
+    mapping = {**found, **{theirs: ours for ours, theirs in columns.items()}}
+    rows = [(number, _renamed(row, mapping, {})) for number, row in table]
+    return [(number, _laid_out(row)) for number, row in rows]
+
+# %% ../nbs/02_data.ipynb #2d1cdb01
+def _laid_out(row):
+    "A row with its lists read out of JSON, its choices as texts, and its turns as messages."
+    row = {name: _parsed(value) if name in _LISTS else value for name, value in row.items()}
+    if isinstance(row.get("choices"), dict):
+        row["choices"] = _items(row["choices"].get("text"))
+    if isinstance(row.get("choices"), list):
+        row["choices"] = [choice.get("text") if isinstance(choice, dict) else choice
+                          for choice in row["choices"]]
+    if "messages" not in row and "prompt" in row:
+        row["completion"] = None
+        row["messages"] = [{"role": role, "content": text} for role, text in _turns(row) if text]
+    elif isinstance(row.get("messages"), list):
+        row["messages"] = [_laid_out_turn(turn) for turn in row["messages"]]
+    return row
+
+def _laid_out_turn(turn):
+    if not isinstance(turn, dict):
+        return turn
+    role = turn.get("role", turn.get("from"))
+    return {"role": ROLES.get(role.lower(), role) if isinstance(role, str) else role,
+            "content": turn.get("content", turn.get("value"))}
+
+_LISTS = ("tokens", "choices", "messages", "head", "tail", "entities")
+
 # %% ../nbs/02_data.ipynb #52de73e5
 def _files_of_folder(folder):
     """split -> file, for a folder whose file names say which split they hold;
@@ -1425,6 +1501,7 @@ def load_data(
     data = to_schema(tables, report, columns, scheme, labels, task, files, tag_names)
     if len(report):
         logger.warning("repaired while reading:\n%s", report)
+    data.repair = on_error == "repair"    # some faults show only when a tokenizer reads the rows
     return data
 
 # %% ../nbs/02_data.ipynb #2dd777cd

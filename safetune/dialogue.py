@@ -356,9 +356,10 @@ class Dialogue(AnswerScores):
     def read(self, item):
         if isinstance(item, str):
             return {"messages": [{"role": "user", "content": item}]}
-        row = dict(item)
+        row = dict(item) if isinstance(item, dict) else {}
         if "messages" not in row and isinstance(row.get("text"), str):
             row["messages"] = [{"role": "user", "content": row["text"]}]
+        check_messages(row.get("messages"))
         return row
 
     def encode(self, rows, tokenizer, max_length=512, stride=64):
@@ -366,17 +367,35 @@ class Dialogue(AnswerScores):
         specials = special_texts(tokenizer)
         before, features = self.repairs.copy(), []
         for i, row in enumerate(rows):
-            messages = check_messages(row["messages"], i + 1)
-            clean = [{**message, "content": without_specials(message["content"], specials)}
-                     for message in messages]
-            self.repairs["message with a special token"] += sum(a != b for a, b in zip(clean, messages))
-            ids, labels = self._fitted(clean, tokenizer, max_length, i + 1)
+            ids, labels = self._encoded(row, tokenizer, max_length, specials, i + 1)
             features.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "row": i})
         for what, count in (self.repairs - before).items():
             logger.warning("%s of %s dialogues: %s", f"{count:,}", f"{len(rows):,}", what)
         return features
 
-    def _fitted(self, messages, tokenizer, longest, number):
+    def _encoded(self, row, tokenizer, max_length, specials, number):
+        "Tokens and labels of one row. Raises `InputError` with its number where it cannot be read."
+        messages = check_messages(row["messages"], number)
+        clean = [{**message, "content": without_specials(message["content"], specials)}
+                 for message in messages]
+        self.repairs["message with a special token"] += sum(a != b for a, b in zip(clean, messages))
+        try:
+            return self._fitted(clean, tokenizer, max_length)
+        except InputError as error:
+            raise InputError(error.problem, error.remedy, "", number) from None
+
+    def refused(self, rows, tokenizer, max_length) -> dict:    # number from 0 -> InputError
+        "Rows that `encode` would raise an error about."
+        found, before, specials = {}, self.repairs.copy(), special_texts(tokenizer)
+        for i, row in enumerate(rows):
+            try:
+                self._encoded(row, tokenizer, max_length, specials, i + 1)
+            except InputError as error:
+                found[i] = error
+        self.repairs = before    # only tried
+        return found
+
+    def _fitted(self, messages, tokenizer, longest):
         "Tokens and labels of a dialogue, without its oldest turns where it is too long."
         answered, dropped = is_answered(messages), False
         room = longest if answered else longest - min(self.max_new_tokens, longest // 2)
@@ -394,9 +413,12 @@ class Dialogue(AnswerScores):
         self.repairs["oldest turns dropped"] += dropped
         start = self._prompt_length(ids, labels)
         if min(start, len(ids)) > room - answered:
-            raise InputError(f"the last question takes {start} tokens, and there is room for "
-                             f"{room - answered}",
-                             "shorten it, or take a model with a longer input", "", number)
+            what = "the last question takes"
+            if messages[0]["role"] == "system":
+                own = tokenizer(messages[0]["content"], add_special_tokens=False, verbose=False)["input_ids"]
+                what = f"the system message ({len(own)} tokens) and the last question take"
+            raise InputError(f"{what} {start} tokens, and there is room for {room - answered}",
+                             "shorten it, or take a model with a longer input")
         self.repairs["answer cut"] += len(ids) > room
         return ids[:room], labels[:room]
 

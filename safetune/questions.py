@@ -343,6 +343,9 @@ class MultipleChoice(Task):
         if not (row.get("question") or row.get("context")) or not isinstance(choices, (list, tuple)):
             raise InputError("the item has no question with choices",
                              'give {"question": ..., "choices": [..., ...]}')
+        for name in ("question", "context"):
+            if not isinstance(row.get(name) or "", str):
+                raise InputError(f"the {name} is {row[name]!r:.40}, not a text", f"give the {name} as a text")
         if len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise InputError(f"{len(choices)} choice(s), of which none may be empty",
                              "give two texts or more")

@@ -443,9 +443,12 @@ class SequenceToSequence(Writing):
                            ", ".join(map(repr, known.values())))
 
     def read(self, item):
-        row = {"source": item} if isinstance(item, str) else dict(item)
+        row = dict(item) if isinstance(item, dict) else {"source": item}
         if "source" not in row and isinstance(row.get("text"), str):
             row["source"] = row["text"]
+        if not isinstance(row.get("source"), str):
+            raise InputError("the item has no source" if row.get("source") is None
+                             else f"the source is {row['source']!r:.40}, not a text", 'give {"source": "..."}')
         return row
 
     def encode(self, rows, tokenizer, max_length=512, stride=64):

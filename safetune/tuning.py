@@ -8,8 +8,8 @@ __all__ = ['logger', 'ADVERSARIAL_STEPS', 'COMPLETE', 'plain_loop', 'learn_piece
            'layer_groups', 'add_lora', 'check_private', 'noise_for', 'spent_epsilon', 'PoissonSampler',
            'seeded_generator', 'PrivateTrainer', 'choose_precision', 'dropout_config', 'check_loggers',
            'logger_callbacks', 'Progress', 'checkpoint_to_resume', 'training_arguments', 'training_loss',
-           'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'exact_model', 'finish_run', 'Tuner',
-           'history_table', 'write_json', 'save_model', 'plot_history', 'suggest', 'search']
+           'batch_sampler', 'private_options', 'task_loss', 'make_trainer', 'without_refused', 'exact_model',
+           'finish_run', 'Tuner', 'history_table', 'write_json', 'save_model', 'plot_history', 'suggest', 'search']
 
 # %% ../nbs/06_tuning.ipynb #d098bb44
 import dataclasses
@@ -742,6 +742,22 @@ def make_trainer(tuner, folder: Path, settings: Settings) -> TaskTrainer:
     return trainer
 
 # %% ../nbs/06_tuning.ipynb #ec6a9c61
+def without_refused(data, task, tokenizer, max_length: int):    # DatasetDict
+    "The data without rows that the task cannot encode, which are counted in a warning."
+    kept, refused = {}, getattr(task, "refused", None)
+    if refused is None:    # every row of its schema can be encoded
+        return data
+    for split, part in data.items():
+        wrong = refused(list(part), tokenizer, max_length)
+        kept[split] = part.select([i for i in range(len(part)) if i not in wrong]) if wrong else part
+        if wrong:
+            logger.warning("%s of %s rows of the %s split are dropped, first: %s", f"{len(wrong):,}",
+                           f"{len(part):,}", split, next(iter(wrong.values())))
+        if not len(kept[split]):
+            raise InputError("no row can be read by this model", "shorten them, or take a model with a "
+                             "longer input", f"{split} split")
+    return type(data)(kept)
+
 def exact_model(tuner):
     "What was trained beside weights in four bits, put into the weights as they were before rounding."
     settings = replace(tuner.trainer.settings, four_bit=False, lora_rank=None)
@@ -792,6 +808,8 @@ class Tuner:
         self.task.prepare(self.tokenizer)
         self.max_length = min(max_length or math.inf, max_input_length(self.tokenizer, self.config))
         self.out, self._features = out, {}
+        if getattr(data, "repair", False):
+            self.data = without_refused(self.data, self.task, self.tokenizer, self.max_length)
         self.model = self.history = self.trainer = self.privacy = self._lora = None
 
     def features(self, split: str) -> list:
@@ -800,7 +818,10 @@ class Tuner:
             if split not in self.data:
                 raise InputError(f"there is no split {split!r}", f"the splits are {', '.join(self.data)}")
             rows = list(self.data[split])
-            self._features[split] = self.task.encode(rows, self.tokenizer, self.max_length, self.stride)
+            try:
+                self._features[split] = self.task.encode(rows, self.tokenizer, self.max_length, self.stride)
+            except InputError as error:
+                raise InputError(error.problem, error.remedy, f"{split} split", error.row) from None
         return self._features[split]
 
     def new_model(self, settings: Settings):
