@@ -563,7 +563,6 @@ def audit(arguments) -> int:
     from safetune import audit as auditing
     from safetune.evidence import apart_from_data, load_private_key
     from safetune.gates import load_gates
-    from safetune.tasks import read_config, task_of_model
     gates = load_gates(arguments.gates)    # before anything that takes long
     before = auditing.read_audit(arguments.compare) if arguments.compare else None
     if arguments.sign:
