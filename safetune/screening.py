@@ -16,7 +16,6 @@ import math
 import multiprocessing
 import os
 import re
-import unicodedata
 from array import array
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
