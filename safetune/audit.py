@@ -7,7 +7,7 @@ __all__ = ['logger', 'SIZES', 'CACHE', 'SCORERS', 'CHECKS', 'SURE', 'KNOWN_GROUP
            'NO_SETS', 'DOMAINS', 'TOXIC_NEXT', 'REFUSAL_NEXT', 'ready', 'Ground', 'as_text', 'shared_text', 'Planned',
            'any_task', 'explained', 'with_confidence', 'planned', 'finding_rows', 'share_of_rows', 'share_of_kinds',
            'said_all', 'ScoreOf', 'noisy_place', 'recipe', 'writes', 'talks', 'rewrites', 'asked_of', 'written_by',
-           'asked_text', 'plan', 'copy_with', 'left_out', 'one_line', 'words_of', 'run_check', 'draw', 'check_key',
+           'asked_text', 'plan', 'copy_with', 'left_out', 'one_line', 'entry_words', 'run_check', 'draw', 'check_key',
            'check_file', 'keep', 'kept', 'every', 'correct_all', 'overall', 'summary', 'as_predictor', 'task_name',
            'audited_split', 'audit', 'finish_entry', 'run_plan', 'told_source', 'make_record', 'headline',
            'recorded_training', 'Audit', 'save_audit', 'drop_comparison', 'counts_of', 'junit', 'read_audit',
@@ -909,7 +909,7 @@ def left_out(ground: Ground) -> list:    # titles
     "Checks that only a thorough audit runs."
     return [] if ground.thorough else [check.title for check in CHECKS if check.thorough]
 
-# %% ../nbs/20_audit.ipynb #5f77a117
+# %% ../nbs/20_audit.ipynb #9abd6555
 def one_line(error: BaseException) -> str:
     "An exception in one line, with the place in safetune where it was raised."
     frames = traceback.extract_tb(error.__traceback__)
@@ -917,7 +917,7 @@ def one_line(error: BaseException) -> str:
                   if "safetune" in f.filename), "")
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
-def words_of(ground: Ground, check: Planned) -> dict:
+def entry_words(ground: Ground, check: Planned) -> dict:
     "What an entry says beside its figures."
     return {"measure": check.measure, "title": check.title, "question": check.question,
             "gate_reason": ground.gates.rule(check.id).reason, "next": list(check.next), "limits": check.limits}
@@ -934,7 +934,7 @@ def run_check(ground: Ground,
                         reason=str(problem))
     except Exception as problem:
         result, error = None, one_line(problem)
-    entry = {"id": check.id, **words_of(ground, check),
+    entry = {"id": check.id, **entry_words(ground, check),
              "verdict": "error" if result is None else result.verdict,
              "seconds": round(time.perf_counter() - wall, 3),
              "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -1151,7 +1151,7 @@ def finish_entry(entry: dict, result: Result) -> dict:
         draw(entry, result)    # its colours say the verdict
     return {**entry, "verdict": result.verdict, "result": result.to_dict()}
 
-# %% ../nbs/20_audit.ipynb #1bad613d
+# %% ../nbs/20_audit.ipynb #5ad901c9
 def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, progress: bool) -> list:
     "Run all checks, or take them over: a list of (entry, result, counts)."
     from tqdm.auto import tqdm
@@ -1164,7 +1164,7 @@ def run_plan(ground: Ground, checks: list, hashes: dict, out, resume: bool, prog
             key = check_key(ground, check, hashes)
             found = kept(out, key, check.id) if out is not None and resume else None
             if found is not None:
-                found[0].update(words_of(ground, check))
+                found[0].update(entry_words(ground, check))
             if found is None:
                 entry, result = run_check(ground, check)
                 draw(entry, result)
