@@ -65,7 +65,7 @@ def test_a_bad_row_stops_with_one_line_and_keeps_what_was_written(trained):
     done = run("predict", trained / "model", "-", "--window", "1", stdin=payload)
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 2
-    assert done.stderr.decode().strip() == 'safetune: stdin, row 3: has neither a text nor a list of tokens; write {"text": "..."} or {"tokens": ["...", "..."]}'
+    assert done.stderr.decode().strip() == 'safetune: stdin, row 3: there are no tokens, and the text is missing or none; give one of them'
 
 
 def test_a_model_is_not_written_over(trained):

@@ -216,4 +216,4 @@ def test_the_command_scores_and_predicts(tuned, tmp_path, capsys):
         assert [answer["text"] for answer in answers] == [p["text"] for p in tuners[name].predict("test")]
     (tmp_path / "bad.jsonl").write_text('{"question": "Who?"}\n')
     assert main(["predict", str(folder / "qa"), str(tmp_path / "bad.jsonl")]) == 2
-    assert "bad.jsonl, row 1: has not all of question, context" in capsys.readouterr().err
+    assert "bad.jsonl, row 1: the item has no context" in capsys.readouterr().err
