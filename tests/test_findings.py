@@ -89,7 +89,7 @@ def is_iob2(tags):
     return all(tag[0] != "I" or (i and tags[i - 1] in (f"B-{tag[2:]}", tag)) for i, tag in enumerate(tags))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases())
 def test_clean_keeps_rows_valid_and_can_be_replayed_and_undone(case):
     rows, found = case
@@ -110,7 +110,7 @@ def test_clean_keeps_rows_valid_and_can_be_replayed_and_undone(case):
     assert [row for i, row in enumerate(rows) if i not in touched] == [row for row in cleaned if int(row["id"][1:]) not in touched]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases())
 def test_redacted_text_is_gone(case):
     "Nothing of a redacted span is left, however findings overlap."
@@ -127,7 +127,7 @@ def test_redacted_text_is_gone(case):
     assert secret not in json.dumps(log.entries) + json.dumps(log.passed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_entities_outside_an_edit_stay_as_they_are(data):
     row = data.draw(word_rows())
@@ -221,7 +221,7 @@ def test_empty_splits_are_replayed_and_undone(data):
     assert replay(data, log) == cleaned and undo(cleaned, log) == data
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_mentions_move_with_their_words(data):
     "An edit outside of head and tail leaves their words; one inside leaves them two mentions, or drops the row."
@@ -244,7 +244,7 @@ def test_mentions_move_with_their_words(data):
                 assert new["tokens"][slice(*new[name])] == row["tokens"][a:b]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text("ab ", min_size=1, max_size=12), st.integers(0, 11), st.integers(1, 12), st.integers(0, 11), st.integers(1, 12), st.text("xy", max_size=5))
 def test_answers_move_with_their_context(context, a, b, start, end, new):
     "An answer is what stands at its place, and is the same where the edit did not touch it."
