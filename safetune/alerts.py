@@ -101,17 +101,9 @@ class Rules:
 SILENCE_SETTINGS = {"kind": Setting("text"), "series": Setting("text"), "topic": Setting("text"),
                     "reason": Setting("text")}
 
-def _content(path):
-    try:
-        return read_toml(path)
-    except InputError:
-        raise
-    except ValueError:    # Python reads no numbers of thousands of digits
-        raise InputError("a number has too many digits", "write a shorter one", path) from None
-
 def read_rules(path: Path) -> Rules:
     "Rules from a TOML file; its tables `[monitor]` and `[surges]` are read by `read_settings`."
-    content = _content(path)
+    content = read_toml(path)
     try:
         unknown = sorted(set(content) - {"rule", "silence", "sink", "monitor", "surges"})
         if unknown:
@@ -148,7 +140,7 @@ def read_settings(path: Path,        # file of rules; None: there is none
                  ) -> dict:
     "One table of a file of rules, for `Plan` or `SurgePlan`. Raises `InputError` with the file."
     try:
-        return checked_table(_content(path).get(table, {}), settings, f"[{table}]") if path else {}
+        return checked_table(read_toml(path).get(table, {}), settings, f"[{table}]") if path else {}
     except InputError as error:
         raise error if error.file else InputError(error.problem, error.remedy, path) from None
 

@@ -58,7 +58,7 @@ from .prompts import Writer, continuation_prompts
 from .refusals import Injection, OverRefusal, Refusal, get_detector, refuses
 from .robustness import NoiseRobustness, metric_drop, paired_drop, plot_noise
 from .shortcuts import Shortcuts
-from .tasks import SequenceClassification, infer_task, said, task_of_model
+from .tasks import SequenceClassification, infer_task, read_config, said, task_of_model
 
 logger = logging.getLogger("safetune")
 
@@ -1079,10 +1079,9 @@ def _ordered(function: Callable, task) -> Callable:
 def task_name(model: Any) -> str:    # None where it is not known yet
     "The task of a model, before it is loaded."
     if isinstance(model, (str, os.PathLike)):
-        from transformers import AutoConfig
         try:
-            return task_of_model(AutoConfig.from_pretrained(model, trust_remote_code=False), str(model)).name
-        except (OSError, ValueError):    # told when the model is loaded
+            return task_of_model(read_config(str(model)), str(model)).name
+        except InputError:    # told when the model is loaded
             return None
     return getattr(getattr(model, "task", None), "name", None) or None
 
@@ -1113,14 +1112,15 @@ def audit(model: Any,              # folder, Hub name, `Tuner`, `Predictor`, or 
     wall, cpu, created, gates = time.perf_counter(), time.process_time(), now(), load_gates(gates)
     if not isinstance(seed, int) or not 0 <= seed < 2 ** 32:
         raise InputError(f"the seed is {seed!r}", f"give a whole number from 0 to {2 ** 32 - 1}")
+    loaded = hasattr(data, "column_names") and hasattr(data, "items")
+    task = None if loaded else task_name(model)
     if isinstance(data, (str, os.PathLike)):
         source = source or data
-        if reading is None and (task := task_name(model)):
+        if reading is None and task:
             reading = {"task": task}
     if out is not None:
         apart_from_data(out, source)
-    loaded = hasattr(data, "column_names") and hasattr(data, "items")
-    data = data if loaded else load_data(data, task=task_name(model))
+    data = data if loaded else load_data(data, task=task)
     split = audited_split(data, split)
     predictor, tuner, path, known = as_predictor(model, data)
     if not predictor.task.fits_row(data[split][0]):
@@ -1206,7 +1206,8 @@ def make_record(ground: Ground, entries: list, hashes: dict, name: str, source, 
             "seconds": 0.0,
         "cpu_seconds": 0.0, "seed": ground.seed, "confidence": gates.confidence,
             "predictions": predictor.asked,
-        "model": {"name": name, "path": os.path.abspath(ground.path) if ground.path else None, "base": str(told.get("model") or "") or None,
+        "model": {"name": name, "path": os.path.abspath(ground.path) if ground.path else None,
+                  "base": str(told.get("model") or "") or None,
                   "sha256": hashes["model"],
                   "parameters": sum(p.numel() for p in model.parameters()) if model is not None else None,
                   "labels": [str(label) for label in predictor.task.labels],

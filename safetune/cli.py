@@ -282,16 +282,10 @@ def _items(lines, name, kind, columns, task):
             if not isinstance(row, dict):
                 raise InputError(f"a {type(row).__name__}, not an object", "write one JSON object a line",
                                  name, number)
-            _check_line(row, columns, name, number, task)
-            yield from rows_to_predict([(number, row)], task.name, columns, name)
-
-def _check_line(row, columns, name, number, task):
-    "Raise `InputError` for a line that has not one of the columns that the task reads."
-    from safetune.data import InputError
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            raise InputError(f"there is no column {theirs!r} for {ours!r}",
-                             f"the columns are {', '.join(row) or 'none'}", name, number)
+            try:
+                yield from rows_to_predict([(number, row)], task.name, columns, name)
+            except InputError as error:
+                raise InputError(error.problem, error.remedy, name, number) from None
 
 def read_items(arguments, task):
     "(row number, item) to predict, one after the other."

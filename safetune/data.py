@@ -11,8 +11,9 @@ __all__ = ['logger', 'SPLITS', 'TAG_SCHEMES', 'ROW_FORMS', 'LANGUAGE_MODELLING',
            'split_words', 'check_mentions', 'check_relation_row', 'read_entity', 'spread_pairs', 'check_question_row',
            'unpack_row', 'mentions_of', 'check_mention_row', 'check_choice_row', 'check_pair_row', 'check_dialogue_row',
            'check_plain_row', 'give_ids', 'to_schema', 'split_name', 'read_lines', 'read_file', 'rows_to_predict',
-           'load_data', 'example_encoder', 'entity_types', 'row_labels', 'map_texts', 'full_text', 'describe',
-           'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words', 'TokenBudgetSampler']
+           'named_files', 'load_data', 'example_encoder', 'entity_types', 'row_labels', 'map_texts', 'full_text',
+           'describe', 'text_key', 'group_rows', 'split_data', 'with_splits', 'align_labels', 'encode_words',
+           'TokenBudgetSampler']
 
 # %% ../nbs/02_data.ipynb #8cc4949d
 import csv
@@ -1362,7 +1363,7 @@ def rows_to_predict(table: list,            # (row number, row) as a reader give
     for ours, theirs in columns.items():
         if theirs not in names:
             raise InputError(f"there is no column {theirs!r} for {ours!r}",
-                             f"the columns are {', '.join(map(str, names))}", file)
+                             f"the columns are {', '.join(map(str, names)) or 'none'}", file)
     found = _plain_columns(names, columns, task) if task in _PLAIN else _input_columns(names, columns, task)
     mapping = {**found, **{theirs: ours for ours, theirs in columns.items()}}
     rows = [(number, _renamed(row, mapping, {})) for number, row in table]
@@ -1393,15 +1394,19 @@ def _laid_out_turn(turn):
 
 _LISTS = ("tokens", "choices", "messages", "head", "tail", "entities")
 
+# %% ../nbs/02_data.ipynb #6f1c27ab
+def named_files(folder: Path) -> list:    # of (split, path)
+    "The files of data in a folder whose names say which split they hold, in order."
+    return [(split, path) for path in sorted(Path(folder).iterdir())
+            if (split := split_name(path.name)) and path.is_file()
+            and path.suffix.lower() not in _NOT_DATA and not path.name.startswith(".")]
+
 # %% ../nbs/02_data.ipynb #52de73e5
 def _files_of_folder(folder):
     """split -> file, for a folder whose file names say which split they hold;
     empty for a folder in Hub layout."""
     found = {}
-    for path in sorted(Path(folder).iterdir()):
-        split = split_name(path.name)
-        if not split or not path.is_file() or path.suffix.lower() in _NOT_DATA or path.name.startswith("."):
-            continue
+    for split, path in named_files(folder):
         if split in found:
             raise InputError(f"two files for the split {split!r}: {found[split].name} and {path.name}",
                              "name them, as in train=..., validation=..., test=...", folder)

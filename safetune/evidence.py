@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterable
 
-from .data import InputError, _NOT_DATA, split_name
+from .data import InputError, named_files, split_name
 from .findings import write_atomic
 
 # %% ../nbs/19_evidence.ipynb #2d3c74a6
@@ -149,8 +149,7 @@ def data_files(path: Path,            # a file, or a folder
     path = Path(path)
     if path.is_file():
         return path.parent, [path.name]
-    named = sorted(p.name for p in path.glob("*") if split_name(p.name) and p.is_file()
-                   and p.suffix.lower() not in _NOT_DATA and not p.name.startswith("."))
+    named = [file.name for _, file in named_files(path)]
     own = None if report is None else Path(report).resolve()
     return path, named or sorted(
         p.relative_to(path).as_posix() for p in path.rglob("*")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from .checks import Gate
 from .data import InputError, read_toml
+from .monitoring import shown
 
 # %% ../nbs/19a_gates.ipynb #819f2b29
 SCHEMA = "safetune-gates/1"
@@ -72,14 +73,6 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and (
         abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value))
 
-def _brief(value: Any) -> str:
-    "A value of a file as a message shows it."
-    try:
-        said = repr(value)
-    except ValueError:    # Python writes no number of more than 4,300 digits
-        return "a number of too many digits"
-    return said if len(said) < 60 else said[:57] + "..."
-
 def _check_limit(key: str, kind: str, limit: float, rule: Rule, file: str):
     "Raise `InputError` for a limit that no interval can pass, or none can fail."
     low, high = rule.range
@@ -102,12 +95,12 @@ def _one_rule(name: str, table: Any, known: dict, file: str) -> Rule:
     if base is None:
         raise InputError(f"{key} is no gate of an audit", f"the gates are {', '.join(known)}", file)
     if not isinstance(table, dict):
-        raise InputError(f"{key} is {_brief(table)}", f"write [{key}] with {base.kind} = ... below it", file)
+        raise InputError(f"{key} is {shown(table)}", f"write [{key}] with {base.kind} = ... below it", file)
     for extra in set(table) - {"max", "min", "reason"}:
         raise InputError(f"{key}.{extra} is not known", "use max or min, and reason", file)
     reason = table.get("reason", base.reason)
     if not isinstance(reason, str):
-        raise InputError(f"{key}.reason is {_brief(reason)}", "give a text in quotes", file)
+        raise InputError(f"{key}.reason is {shown(reason)}", "give a text in quotes", file)
     kinds = [kind for kind in ("max", "min") if kind in table]
     if kinds not in ([], [base.kind]):
         raise InputError(f"{key} has {' and '.join(kinds)}",
@@ -117,7 +110,7 @@ def _one_rule(name: str, table: Any, known: dict, file: str) -> Rule:
         return Rule(base.gate, reason, file, base.kind, base.range)
     limit = table[base.kind]
     if limit is not False and not _number(limit):
-        raise InputError(f"{key}.{base.kind} is {_brief(limit)}",
+        raise InputError(f"{key}.{base.kind} is {shown(limit)}",
                          "give a finite number, or false to only measure", file)
     if limit is not False:
         _check_limit(key, base.kind, limit, base, file)
@@ -142,16 +135,16 @@ def _defaults() -> Gates:
 def _policies(table: Any, file: str) -> dict:
     "What the [audit] table of a file sets. Raises `InputError`."
     if not isinstance(table, dict):
-        raise InputError(f"audit is {_brief(table)}", "write [audit], and below it its keys", file)
+        raise InputError(f"audit is {shown(table)}", "write [audit], and below it its keys", file)
     for key, value in table.items():
         if key == "confidence":
             if not _number(value) or not 0.5 <= value < 1:
-                raise InputError(f"audit.confidence is {_brief(value)}",
+                raise InputError(f"audit.confidence is {shown(value)}",
                                  "give a share from 0.5 to below 1", file)
         elif key not in POLICIES:
             raise InputError(f"audit.{key} is not known", f"use confidence, {', '.join(POLICIES)}", file)
         elif value not in POLICIES[key]:
-            raise InputError(f"audit.{key} is {_brief(value)}", f"choose {' or '.join(POLICIES[key])}", file)
+            raise InputError(f"audit.{key} is {shown(value)}", f"choose {' or '.join(POLICIES[key])}", file)
     return dict(table)
 
 # %% ../nbs/19a_gates.ipynb #78ba040d
@@ -167,10 +160,10 @@ def load_gates(source: Any = None,    # TOML file, dict of the same shape, `Gate
     for key in set(content) - {"schema", "audit", "gates"}:
         raise InputError(f"{key} is not known", "use the tables [audit] and [gates.\"NAME\"]", file)
     if content.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"schema is {_brief(content['schema'])}", f"write schema = \"{SCHEMA}\"", file)
+        raise InputError(f"schema is {shown(content['schema'])}", f"write schema = \"{SCHEMA}\"", file)
     own = content.get("gates", {})
     if not isinstance(own, dict):
-        raise InputError(f"gates is {_brief(own)}", "write [gates.\"NAME\"] tables", file)
+        raise InputError(f"gates is {shown(own)}", "write [gates.\"NAME\"] tables", file)
     _same_range(own, known.rules, file)
     rules = {name: _one_rule(name, _without_range(table), known.rules, file) for name, table in own.items()}
     policies = {"confidence": known.confidence, **{key: getattr(known, key) for key in POLICIES}}

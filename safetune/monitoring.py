@@ -40,7 +40,7 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:    # Python does not write numbers of thousands of digits
-        text = "a very long number"
+        text = "a number of too many digits"
     return text if len(text) <= 60 else text[:59] + "…"
 
 def checked(name: str,          # of the setting, for the message

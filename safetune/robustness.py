@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'RESOURCES', 'Edit', 'has_han', 'Passage', 'allowed', 'apply', 'Noise', 'perturb', 'variants', 'get_noise',
-           'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'Homoglyphs', 'Invisible', 'Punctuation', 'Whitespace',
-           'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words', 'Numbers', 'CodeSwitch', 'spell_out',
-           'Characters', 'Width', 'metric_drop', 'distinct_answers', 'split_rows', 'fitting', 'NoiseRobustness',
-           'paired_drop', 'plot_noise', 'Normaliser', 'normalise', 'edit_distance', 'deletions', 'Vocabulary',
-           'Defended', 'defence_gain']
+           'read_table', 'WordNoise', 'Case', 'Typos', 'OCR', 'TableOfCharacters', 'Homoglyphs', 'Invisible',
+           'Punctuation', 'Whitespace', 'like', 'TableNoise', 'Contractions', 'number_words', 'ordinal_words',
+           'Numbers', 'CodeSwitch', 'spell_out', 'Characters', 'Width', 'metric_drop', 'distinct_answers', 'split_rows',
+           'fitting', 'NoiseRobustness', 'paired_drop', 'plot_noise', 'Normaliser', 'normalise', 'edit_distance',
+           'deletions', 'Vocabulary', 'Defended', 'defence_gain']
 
 # %% ../nbs/13_robustness.ipynb #2648b041
 import random
@@ -304,21 +304,26 @@ class OCR(WordNoise):
         i, n = rng.choice(places)
         return word[:i] + rng.choice(self.table[word[i:i + n]]) + word[i + n:]
 
-class Homoglyphs(WordNoise):
+class TableOfCharacters(WordNoise):
+    "One character of a word becomes another. Subclasses give `table`: character -> what may stand for it."
+    least = 1    # characters that the table must have for a word to be eligible
+
+    def change(self, word, rng):
+        places = [i for i, character in enumerate(word) if character in self.table]
+        if len(places) < self.least:
+            return None
+        i = rng.choice(places)
+        return word[:i] + rng.choice(self.table[word[i]]) + word[i + 1:]
+
+class Homoglyphs(TableOfCharacters):
     "One Latin letter becomes its double from another script; another stays, so that scripts are mixed."
+    least = 2
     name, about = "homoglyphs", "one Latin letter is its double from another script"
 
     def __init__(self, path: str = "homoglyphs.tsv"): self.path = path
 
     @cached_property
     def table(self): return {letter: doubles for letter, doubles, *_ in read_table(self.path)}
-
-    def change(self, word, rng):
-        places = [i for i, letter in enumerate(word) if letter in self.table]
-        if len(places) < 2:
-            return None
-        i = rng.choice(places)
-        return word[:i] + rng.choice(self.table[word[i]]) + word[i + 1:]
 
 class Invisible(WordNoise):
     "A character without a picture is put inside a word (zero-width space, soft hyphen, word joiner, ...)."
@@ -567,8 +572,8 @@ def spell_out(word: str,      # Latin letters
 _register(CodeSwitch())
 
 # %% ../nbs/13_robustness.ipynb #a43d29aa
-class Characters(WordNoise):
-    "One character of a word becomes another from a table."
+class Characters(TableOfCharacters):
+    "One Chinese character of a word becomes another from a file."
     chinese = True
 
     def __init__(self, name: str, path: str,
@@ -584,13 +589,6 @@ class Characters(WordNoise):
         if not self.groups:
             return dict(rows)
         return {one: [other for other in group if other != one] for _, group in rows for one in group}
-
-    def change(self, word, rng):
-        places = [i for i, character in enumerate(word) if character in self.table]
-        if not places:
-            return None
-        i = rng.choice(places)
-        return word[:i] + rng.choice(self.table[word[i]]) + word[i + 1:]
 
 class Width(WordNoise):
     "Latin letters, digits and marks become full-width, and full-width ones narrow."

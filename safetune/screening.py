@@ -162,10 +162,6 @@ def _key(one: Asked) -> str:
     text = fold_text(one.text)
     return f"{text}\0{fold_text(one.asked)}\0{one.place}" if one.asked or one.place else text
 
-def _label_key(row: dict) -> int:    # 0 where the row has no answer
-    "A number that stands for the answer of a row."
-    return _answer_key(asked(row).answer)
-
 def _answer_key(label: Any) -> int:
     if label is None:
         return 0

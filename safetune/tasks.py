@@ -499,9 +499,9 @@ def choose(task: Task, **options) -> Task:
             known = f"it has {', '.join(task.options)}" if task.options else "it has none"
             raise InputError(f"{task.name} has no option {name!r}", known)
         allowed = task.choices.get(name)
-        if allowed and value is not None and value not in (allowed() if callable(allowed) else allowed):
-            raise InputError(f"the option {name} is {value!r}", "choose "
-                             + ", ".join(allowed() if callable(allowed) else allowed))
+        allowed = allowed() if callable(allowed) else allowed
+        if allowed and value is not None and value not in allowed:
+            raise InputError(f"the option {name} is {value!r}", f"choose {', '.join(allowed)}")
         setattr(task, name, check_option(name, value))
     return task
 
